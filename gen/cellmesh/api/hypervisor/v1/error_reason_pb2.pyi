@@ -1,0 +1,54 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_VM_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_VM_ALREADY_EXISTS: _ClassVar[ErrorReason]
+    ERROR_REASON_VM_DELETING: _ClassVar[ErrorReason]
+    ERROR_REASON_VM_QUARANTINED: _ClassVar[ErrorReason]
+    ERROR_REASON_VM_NOT_RUNNING: _ClassVar[ErrorReason]
+    ERROR_REASON_IMAGE_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_NODE_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_NODE_DRAINING: _ClassVar[ErrorReason]
+    ERROR_REASON_NODE_SHUTTING_DOWN: _ClassVar[ErrorReason]
+    ERROR_REASON_CONTAINER_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_CONTAINER_NOT_RUNNING: _ClassVar[ErrorReason]
+    ERROR_REASON_CONTAINER_START_FAILED: _ClassVar[ErrorReason]
+    ERROR_REASON_PROVIDER_KEY_PRESENT: _ClassVar[ErrorReason]
+    ERROR_REASON_TOO_MANY_CONTAINERS: _ClassVar[ErrorReason]
+    ERROR_REASON_GENERATION_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_EXEC_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_EXEC_START_FAILED: _ClassVar[ErrorReason]
+    ERROR_REASON_EXEC_OFFSET_GONE: _ClassVar[ErrorReason]
+    ERROR_REASON_TOO_MANY_EXECS: _ClassVar[ErrorReason]
+    ERROR_REASON_EXEC_ATTACHED_ELSEWHERE: _ClassVar[ErrorReason]
+    ERROR_REASON_GUEST_UNREACHABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_GUEST_MISBEHAVED: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_VM_NOT_FOUND: ErrorReason
+ERROR_REASON_VM_ALREADY_EXISTS: ErrorReason
+ERROR_REASON_VM_DELETING: ErrorReason
+ERROR_REASON_VM_QUARANTINED: ErrorReason
+ERROR_REASON_VM_NOT_RUNNING: ErrorReason
+ERROR_REASON_IMAGE_NOT_FOUND: ErrorReason
+ERROR_REASON_NODE_FULL: ErrorReason
+ERROR_REASON_NODE_DRAINING: ErrorReason
+ERROR_REASON_NODE_SHUTTING_DOWN: ErrorReason
+ERROR_REASON_CONTAINER_NOT_FOUND: ErrorReason
+ERROR_REASON_CONTAINER_NOT_RUNNING: ErrorReason
+ERROR_REASON_CONTAINER_START_FAILED: ErrorReason
+ERROR_REASON_PROVIDER_KEY_PRESENT: ErrorReason
+ERROR_REASON_TOO_MANY_CONTAINERS: ErrorReason
+ERROR_REASON_GENERATION_NOT_FOUND: ErrorReason
+ERROR_REASON_EXEC_NOT_FOUND: ErrorReason
+ERROR_REASON_EXEC_START_FAILED: ErrorReason
+ERROR_REASON_EXEC_OFFSET_GONE: ErrorReason
+ERROR_REASON_TOO_MANY_EXECS: ErrorReason
+ERROR_REASON_EXEC_ATTACHED_ELSEWHERE: ErrorReason
+ERROR_REASON_GUEST_UNREACHABLE: ErrorReason
+ERROR_REASON_GUEST_MISBEHAVED: ErrorReason
