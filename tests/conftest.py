@@ -1,0 +1,30 @@
+"""What every test shares: the machine's state before the run, and the order that lets the last test compare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support import leftovers  # noqa: E402  # the line above makes tests/support importable
+
+BEFORE = pytest.StashKey[leftovers.Snapshot]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Remember the machine as it was before the first test."""
+    config.stash[BEFORE] = leftovers.take()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run quick tests first and the look at what is left behind last."""
+    items.sort(key=lambda item: ("leftovers" in item.nodeid, item.get_closest_marker("guest") is not None))
+
+
+@pytest.fixture
+def machine_before(pytestconfig: pytest.Config) -> leftovers.Snapshot:
+    """Give the machine as it was before the first test."""
+    return pytestconfig.stash[BEFORE]
