@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from support import leftovers  # noqa: E402  # the line above makes tests/support importable
+from support import leftovers
 
 BEFORE = pytest.StashKey[leftovers.Snapshot]()
 

@@ -32,7 +32,7 @@ def take() -> Snapshot:
         processes=frozenset(_processes()),
         mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
         sockets=frozenset(_sockets()),
-        namespaces=frozenset(os.listdir("/run/netns") if Path("/run/netns").is_dir() else ()),
+        namespaces=frozenset(path.name for path in Path("/run/netns").glob("*")),
     )
 
 
