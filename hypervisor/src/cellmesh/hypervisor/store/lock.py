@@ -1,0 +1,46 @@
+"""One hypervisor per state directory: a lock the kernel frees when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+
+class StateInUse(Exception):
+    """Another hypervisor works on the same state directory."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(
+            f"Another hypervisor (pid {holder or 'unknown'}) holds {path}; "
+            "stop it first, or give this one another CELLMESH_STATE_DIR."
+        )
+
+
+class StateLock:
+    """Holds `<state>/hypervisor.lock` for as long as it is entered; StateInUse if somebody else does."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "hypervisor.lock"
+        self._descriptor = -1
+
+    def __enter__(self) -> StateLock:
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise StateInUse(self._path, holder) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1

@@ -1,0 +1,303 @@
+"""What can be read in one moment, and what can be changed in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import Select, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cellmesh.hypervisor.domain.container import Container
+from cellmesh.hypervisor.domain.errors import RequestIdReused
+from cellmesh.hypervisor.domain.event import (
+    ContainerHealthChanged,
+    ContainerOomKilled,
+    ContainerStateChanged,
+    Entry,
+    NodeDrainChanged,
+    Payload,
+    Subject,
+    VmStateChanged,
+)
+from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
+from cellmesh.hypervisor.store import payloads, rows
+from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, EVENTS, NODE, REQUESTS, VMS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """One wish of a caller: the same `request_id` with the same `fingerprint` is the same wish."""
+
+    method: str
+    request_id: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What the store keeps of the node itself."""
+
+    node_id: str
+    draining: bool
+    pruned_sequence: int
+    token_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """The one boot of a guest that an epoch belongs to."""
+
+    boot_id: str
+    discard_layers: bool
+
+
+class Reading:
+    """The state as it was at one moment."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def vm(self, vm_id: str) -> Vm | None:
+        """Return the VM, or None."""
+        return await self._one_vm(select(VMS).where(VMS.c.vm_id == vm_id))
+
+    async def vm_of_user(self, user_id: str) -> Vm | None:
+        """Return the user's VM, or None."""
+        return await self._one_vm(select(VMS).where(VMS.c.user_id == user_id))
+
+    async def _one_vm(self, query: Select[tuple[object, ...]]) -> Vm | None:
+        row = (await self._connection.execute(query)).mappings().first()
+        return None if row is None else rows.vm_from_row(dict(row))
+
+    async def vms(
+        self, *, states: Collection[VmState] = (), after: tuple[datetime, str] | None = None, limit: int | None = None
+    ) -> Sequence[Vm]:
+        """Return VMs, oldest first, after the one that was created then and is called so."""
+        query = select(VMS).order_by(VMS.c.create_time, VMS.c.vm_id).limit(limit)
+        if states:
+            query = query.where(VMS.c.state.in_([state.value for state in states]))
+        if after is not None:
+            created, vm_id = rows.to_micros(after[0]), after[1]
+            query = query.where(
+                (VMS.c.create_time > created) | ((VMS.c.create_time == created) & (VMS.c.vm_id > vm_id))
+            )
+        return [rows.vm_from_row(dict(row)) for row in (await self._connection.execute(query)).mappings()]
+
+    async def vm_count(self, state: VmState | None = None) -> int:
+        """Return how many VMs there are, or how many are in one state."""
+        query = select(func.count()).select_from(VMS)
+        if state is not None:
+            query = query.where(VMS.c.state == state.value)
+        return int((await self._connection.execute(query)).scalar_one())
+
+    async def memory_committed(self) -> int:
+        """Return the bytes of memory promised to VMs that run or may still run."""
+        states = [state.value for state in COMMITTED_STATES]
+        query = select(func.coalesce(func.sum(VMS.c.memory_bytes), 0)).where(VMS.c.state.in_(states))
+        return int((await self._connection.execute(query)).scalar_one())
+
+    async def container(self, vm_id: str, name: str) -> Container | None:
+        """Return the container, or None."""
+        query = select(CONTAINERS).where(CONTAINERS.c.vm_id == vm_id, CONTAINERS.c.name == name)
+        row = (await self._connection.execute(query)).mappings().first()
+        return None if row is None else rows.container_from_row(dict(row))
+
+    async def containers(self, vm_id: str) -> Sequence[Container]:
+        """Return the containers of a VM, by name."""
+        query = select(CONTAINERS).where(CONTAINERS.c.vm_id == vm_id).order_by(CONTAINERS.c.name)
+        return [rows.container_from_row(dict(row)) for row in (await self._connection.execute(query)).mappings()]
+
+    async def boot(self, vm_id: str, epoch: int) -> Boot | None:
+        """Return the boot an epoch belongs to, or None if no guest said Hello in it."""
+        query = select(AGENT_BOOTS).where(AGENT_BOOTS.c.vm_id == vm_id, AGENT_BOOTS.c.epoch == epoch)
+        row = (await self._connection.execute(query)).first()
+        return None if row is None else Boot(boot_id=row.boot_id, discard_layers=bool(row.discard_layers))
+
+    async def node(self) -> Node:
+        """Return what is kept of the node."""
+        row = (await self._connection.execute(select(NODE))).one()
+        return Node(
+            node_id=row.node_id,
+            draining=bool(row.draining),
+            pruned_sequence=row.pruned_sequence,
+            token_key=row.token_key,
+        )
+
+    async def last_sequence(self) -> int:
+        """Return the sequence of the newest entry of the log, 0 if there is none."""
+        return int((await self._connection.execute(select(func.coalesce(func.max(EVENTS.c.sequence), 0)))).scalar_one())
+
+    async def entries(
+        self, *, after: int, limit: int, vm_id: str = "", events_only: bool = False, vms_only: bool = False
+    ) -> Sequence[Entry]:
+        """Return entries of the log after a sequence, oldest first."""
+        query = select(EVENTS).where(EVENTS.c.sequence > after).order_by(EVENTS.c.sequence).limit(limit)
+        if vm_id:
+            query = query.where(EVENTS.c.vm_id == vm_id)
+        if events_only:
+            query = query.where(EVENTS.c.kind.is_not(None))
+        if vms_only:
+            query = query.where(EVENTS.c.vm.is_not(None))
+        return [_entry(dict(row)) for row in (await self._connection.execute(query)).mappings()]
+
+    async def answer(self, intent: Intent) -> str | None:
+        """Return the first answer to an intent, or None; RequestIdReused if the id was used for another request."""
+        query = select(REQUESTS).where(REQUESTS.c.method == intent.method, REQUESTS.c.request_id == intent.request_id)
+        row = (await self._connection.execute(query)).first()
+        if row is None:
+            return None
+        if row.fingerprint != intent.fingerprint:
+            raise RequestIdReused(intent.request_id)
+        return str(row.answer)
+
+
+def _entry(row: rows.Row) -> Entry:
+    return Entry(
+        sequence=row["sequence"],
+        time=rows.from_micros(row["time"]),
+        subject=Subject(
+            vm_id=row["vm_id"],
+            container_name=row["container_name"],
+            epoch=row["epoch"],
+            generation=row["generation"],
+        ),
+        trace_id=row["trace_id"],
+        payload=None if row["kind"] is None else payloads.from_json(row["kind"], row["payload"]),
+        vm=None if row["vm"] is None else rows.vm_from_json(row["vm"]),
+    )
+
+
+class Transaction(Reading):
+    """Changes that are committed together with their events, or not at all."""
+
+    def __init__(self, connection: AsyncConnection, *, now: datetime, trace_id: str) -> None:
+        super().__init__(connection)
+        self.now = now
+        self._trace_id = trace_id
+        self.touched: set[str] = set()
+
+    async def add_vm(self, vm: Vm) -> None:
+        """Store a new VM."""
+        await self._connection.execute(insert(VMS).values(rows.vm_to_row(vm)))
+        await self._log_vm(vm, None)
+
+    async def save_vm(self, vm: Vm, before: Vm) -> Vm:
+        """Store a VM that was `before` and return it as stored; a DELETED one leaves only its last entry in the log."""
+        if vm == before:
+            return vm
+        vm = replace(vm, revision=before.revision + 1, update_time=self.now)
+        if vm.state is VmState.DELETED:
+            await self._connection.execute(delete(VMS).where(VMS.c.vm_id == vm.vm_id))
+        else:
+            await self._connection.execute(update(VMS).where(VMS.c.vm_id == vm.vm_id).values(rows.vm_to_row(vm)))
+        await self._log_vm(vm, before)
+        return vm
+
+    async def _log_vm(self, vm: Vm, before: Vm | None) -> None:
+        payload: Payload | None = None
+        if before is None or vm.state is not before.state:
+            payload = VmStateChanged(
+                origin=None if before is None else before.state,
+                target=vm.state,
+                reason=vm.reason.value,
+                message=vm.message,
+            )
+        await self.log(Subject(vm_id=vm.vm_id, epoch=vm.epoch), payload, vm=vm)
+
+    async def save_container(self, container: Container, before: Container | None) -> Container:
+        """Store a container that was `before` (None: new) and return it as stored."""
+        if container == before:
+            return container
+        container = replace(container, update_time=self.now)
+        row = rows.container_to_row(container)
+        await self._connection.execute(
+            upsert(CONTAINERS).values(row).on_conflict_do_update(index_elements=["vm_id", "name"], set_=row)
+        )
+        subject = Subject(
+            vm_id=container.vm_id,
+            container_name=container.name,
+            epoch=container.epoch,
+            generation=container.generation,
+        )
+        for payload in _container_events(container, before):
+            await self.log(subject, payload)
+        self.touched.add(container.vm_id)
+        return container
+
+    async def log(self, subject: Subject, payload: Payload | None, *, vm: Vm | None = None) -> None:
+        """Append one entry to the log."""
+        kind, fields = (None, None) if payload is None else payloads.to_json(payload)
+        await self._connection.execute(
+            insert(EVENTS).values(
+                time=rows.to_micros(self.now),
+                vm_id=subject.vm_id,
+                container_name=subject.container_name,
+                epoch=subject.epoch,
+                generation=subject.generation,
+                trace_id=self._trace_id,
+                kind=kind,
+                payload=fields,
+                vm=None if vm is None else rows.vm_to_json(vm),
+            )
+        )
+        self.touched.add(subject.vm_id)
+
+    async def add_boot(self, vm_id: str, epoch: int, boot: Boot) -> None:
+        """Store which boot an epoch belongs to."""
+        values = {"vm_id": vm_id, "epoch": epoch, "boot_id": boot.boot_id, "discard_layers": boot.discard_layers}
+        await self._connection.execute(insert(AGENT_BOOTS).values(**values, time=rows.to_micros(self.now)))
+        await self._connection.execute(
+            delete(AGENT_BOOTS).where(AGENT_BOOTS.c.vm_id == vm_id, AGENT_BOOTS.c.epoch < epoch)
+        )
+
+    async def put_answer(self, intent: Intent, answer: str) -> None:
+        """Store the answer to an intent; a later one replaces it."""
+        row = {
+            "method": intent.method,
+            "request_id": intent.request_id,
+            "fingerprint": intent.fingerprint,
+            "answer": answer,
+            "time": rows.to_micros(self.now),
+        }
+        await self._connection.execute(
+            upsert(REQUESTS).values(row).on_conflict_do_update(index_elements=["method", "request_id"], set_=row)
+        )
+
+    async def set_draining(self, *, draining: bool) -> None:
+        """Store whether the node takes new VMs."""
+        before = await self.node()
+        if before.draining != draining:
+            await self._connection.execute(update(NODE).values(draining=draining))
+            await self.log(Subject(), NodeDrainChanged(draining=draining))
+
+    async def prune(self, *, keep_entries: int, answers_before: datetime) -> None:
+        """Forget all but the newest entries of the log, and answers older than a moment."""
+        last = await self.last_sequence() - keep_entries
+        if last > (await self.node()).pruned_sequence:
+            await self._connection.execute(delete(EVENTS).where(EVENTS.c.sequence <= last))
+            await self._connection.execute(update(NODE).values(pruned_sequence=last))
+        await self._connection.execute(delete(REQUESTS).where(REQUESTS.c.time < rows.to_micros(answers_before)))
+
+
+def _container_events(container: Container, before: Container | None) -> list[Payload]:
+    status, was = container.status, None if before is None else before.status
+    found: list[Payload] = []
+    renewed = before is None or before.generation != container.generation
+    if was is None or status.state is not was.state or (renewed and before is not None):
+        found.append(
+            ContainerStateChanged(
+                origin=None if was is None else was.state,
+                target=status.state,
+                reason=status.reason,
+                message=status.message,
+                exit_code=status.exit_code,
+            )
+        )
+    if was is not None and status.health is not was.health and not renewed:
+        found.append(ContainerHealthChanged(origin=was.health, target=status.health))
+    if status.oom_kills > (0 if was is None or renewed else was.oom_kills):
+        found.append(ContainerOomKilled(oom_kills=status.oom_kills))
+    return found
