@@ -1,0 +1,184 @@
+"""What every inbound call goes through: caller, policy, deadline, contract rules, errors, traces, log context."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from cellmesh.mesh import deadline, logs, status, telemetry
+from cellmesh.mesh.errors import CallerNotAllowed, Code, DeadlineExceeded
+from cellmesh.mesh.identity import Caller, calling
+from cellmesh.mesh.policy import MethodPolicy, policy_of
+from cellmesh.mesh.validation import check_request
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Identify = Callable[[Context], Caller | None]
+# gRPC types handlers for its blocking API only.
+Handler = Any
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Admission = AbstractAsyncContextManager[None]
+
+_log = structlog.get_logger()
+
+
+class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stub only
+    """Enforces the contracts' policies on one kind of listener.
+
+    `identify` says who calls; `tracing` gives calls their spans and is absent where a caller's trace context is not to
+    be believed; `names` are added to every log line of a call.
+    """
+
+    def __init__(self, identify: Identify, *, tracing: telemetry.ServerInterceptor | None = None, **names: str) -> None:
+        self._identify = identify
+        self._tracing = tracing
+        self._names = names
+
+    async def intercept_service(  # type: ignore[override]  # the stub wants `method_handler` types grpc does not export
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """Return the handler of a method with everything around it, or None if nobody serves it."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        admitted = _guarded(handler, functools.partial(self._admit, method, policy_of(method)))
+        if self._tracing is None:
+            return _drained(admitted)
+
+        async def innermost(_: grpc.HandlerCallDetails) -> Handler:
+            return admitted
+
+        return _drained(await self._tracing.intercept_service(innermost, handler_call_details))
+
+    @asynccontextmanager
+    async def _admit(self, method: str, policy: MethodPolicy, context: Context) -> AsyncIterator[None]:
+        """Let an allowed caller in for as long as its deadline; answer with an error of the contract if it fails."""
+        caller = self._identify(context)
+        names = {"method": method, "caller": caller.name if caller else "nobody", **self._names}
+        with logs.context(**names):
+            try:
+                if caller is None or caller.role not in policy.callers:
+                    raise _not_allowed(method, caller)
+                with calling(caller):
+                    async with _limited(method, policy.seconds(_time_left(context))):
+                        yield
+            except grpc.aio.AbortError:
+                # gRPC's own services end calls this way, and have said what they mean.
+                raise
+            except Exception as error:
+                await _abort(context, error)
+
+
+def _not_allowed(method: str, caller: Caller | None) -> CallerNotAllowed:
+    who = "A caller without an identity" if caller is None else f"{caller.name} ({caller.role.name.lower()})"
+    return CallerNotAllowed(f"{who} may not call {method}. The contract names who may.")
+
+
+@asynccontextmanager
+async def _limited(method: str, seconds: float) -> AsyncIterator[None]:
+    """End what runs inside after `seconds` with DeadlineExceeded."""
+    timeout = asyncio.timeout(seconds)
+    try:
+        with deadline.scope(seconds):
+            async with timeout:
+                yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise DeadlineExceeded(f"{method} was not ready within {seconds:g} s. Try again, or allow more time.") from None
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    """End the call with what its caller may know; the log gets the rest."""
+    answer = status.public(error, telemetry.trace_id())
+    if answer.code is Code.INTERNAL:
+        _log.error("call.failed", code=answer.code.name, reason=answer.reason, exc_info=error, **answer.metadata)
+    else:
+        _log.info("call.refused", code=answer.code.name, reason=answer.reason, error=answer.message)
+    await context.abort(status.grpc_code(answer), status.to_status(answer).message, status.trailers(answer))
+
+
+def _time_left(context: Context) -> float | None:
+    """Return the seconds the caller gave, or None if it gave no deadline."""
+    left: float | None = context.time_remaining()
+    return left
+
+
+def _guarded(handler: Handler, admit: Callable[[Context], Admission]) -> Handler:
+    """Return the same handler, admitted and with every request checked."""
+    incoming = _checked_stream if handler.request_streaming else _checked
+    if handler.response_streaming:
+        behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with admit(context):
+                answers = behavior(incoming(request), context)
+                if not hasattr(answers, "__aiter__"):
+                    # A coroutine that writes its answers itself, as gRPC's own health service does.
+                    await answers
+                    return
+                async with aclosing(answers):
+                    async for answer in answers:
+                        yield answer
+
+        return _like(handler, stream)
+
+    unary_behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+    async def unary(request: Any, context: Context) -> Any:
+        async with admit(context):
+            return await unary_behavior(incoming(request), context)
+        raise AssertionError("admit never swallows an error")
+
+    return _like(handler, unary)
+
+
+def _drained(handler: Handler) -> Handler:
+    """Return a handler whose answers are written by a coroutine.
+
+    gRPC leaves a generator it stops reading to the garbage collector, which closes it in another task: too late, and
+    with another context. A coroutine closes it where it ran.
+    """
+    if not handler.response_streaming:
+        return handler
+    behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+    async def drain(request: Any, context: Context) -> None:
+        async with aclosing(behavior(request, context)) as answers:
+            async for answer in answers:
+                await context.write(answer)
+
+    return _like(handler, drain)
+
+
+def _like(handler: Handler, behavior: Any) -> Handler:
+    """Return a handler of the same kind as `handler` with another behavior."""
+    factory = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    made: Handler = factory(
+        behavior,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return made
+
+
+def _checked(request: Message) -> Message:
+    check_request(request)
+    return request
+
+
+async def _checked_stream(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async for request in requests:
+        yield _checked(request)

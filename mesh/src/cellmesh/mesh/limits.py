@@ -1,0 +1,13 @@
+"""Sizes and times both ends of a link must agree on."""
+
+GUEST_MESSAGE_BYTES = 256 * 1024
+"""Longest message to or from a guest."""
+
+SERVICE_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Longest message between services."""
+
+METADATA_BYTES = 8 * 1024
+"""Most metadata of a call, each way."""
+
+PING_INTERVAL_MS = 20_000
+"""How often clients ping an idle connection; a server that wants fewer answers ENHANCE_YOUR_CALM."""
