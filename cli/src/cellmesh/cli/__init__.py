@@ -1,0 +1,1 @@
+"""The `cellmesh` command: one module per noun under `commands`, what they share beside them."""

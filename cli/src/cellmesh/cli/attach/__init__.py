@@ -1,0 +1,1 @@
+"""A command in a container, attached to this terminal or pipe."""

@@ -1,0 +1,90 @@
+"""One run of the command: settings, output, connection, and the exit code of whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from cellmesh.cli.connection import Node, connect
+from cellmesh.cli.errors import CliError, ExitCode
+from cellmesh.cli.output import Output
+from cellmesh.cli.refusal import explain
+from cellmesh.cli.settings import Settings, settings_from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What a command that talks to the node works with."""
+
+    settings: Settings
+    output: Output
+    node: Node
+    request_id: str
+    """The intent of this invocation: kept across its retries, so that nothing happens twice."""
+
+
+Body = Callable[[Session], Awaitable[int | None]]
+LocalBody = Callable[[Settings, Output], int | None]
+
+
+def settings_of(context: typer.Context) -> Settings:
+    """Return the settings the root command left in the context."""
+    settings = context.find_root().obj
+    return settings if isinstance(settings, Settings) else settings_from(os.environ, run_dir=None, socket=None)
+
+
+def call(context: typer.Context, body: Body, *, json_output: bool, failure_code: ExitCode | None = None) -> None:
+    """Run a command against the node; raises typer.Exit with its exit code."""
+
+    def local(settings: Settings, output: Output) -> int | None:
+        return asyncio.run(_with_node(settings, output, body))
+
+    run(context, local, json_output=json_output, failure_code=failure_code)
+
+
+def run(context: typer.Context, body: LocalBody, *, json_output: bool, failure_code: ExitCode | None = None) -> None:
+    """Run a command; raises typer.Exit with its exit code, or `failure_code` for any failure but a wrong usage."""
+    output = Output(json_output=json_output)
+    try:
+        code = body(settings_of(context), output)
+    except CliError as error:
+        output.error(error)
+        is_usage = error.exit_code == ExitCode.USAGE
+        code = error.exit_code if failure_code is None or is_usage else failure_code
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.OK
+    raise typer.Exit(int(code or ExitCode.OK))
+
+
+async def _with_node(settings: Settings, output: Output, body: Body) -> int | None:
+    async with connect(settings.socket) as node:
+        session = Session(settings=settings, output=output, node=node, request_id=str(uuid.uuid4()))
+        try:
+            return await body(session)
+        except Exception as error:
+            # Of tasks that failed together the first tells: the others failed because of it.
+            cause = _first(error)
+            explained = cause if isinstance(cause, CliError) else explain(cause)
+            if explained is None:
+                raise
+            raise explained from error
+
+
+def _first(error: Exception) -> Exception:
+    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
+
+
+def root(context: typer.Context, *, run_dir: Path | None, socket: Path | None) -> None:
+    """Keep what every command needs to know in the context."""
+    context.obj = settings_from(os.environ, run_dir=run_dir, socket=socket)
