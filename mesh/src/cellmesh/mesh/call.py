@@ -13,9 +13,10 @@ from google.protobuf.message import Message
 
 from cellmesh.mesh import deadline, retry, status
 from cellmesh.mesh.breaker import Breaker
-from cellmesh.mesh.errors import DeadlineExceeded, MeshError
+from cellmesh.mesh.errors import DeadlineExceeded, InvalidAnswer, MeshError
 from cellmesh.mesh.policy import MethodPolicy
 from cellmesh.mesh.validation import check_answer
+from cellmesh.mesh.wire import Undecodable
 
 Metadata = Sequence[tuple[str, str | bytes]]
 OpenCall = Callable[[], Awaitable[Callable[..., Any]]]
@@ -63,7 +64,9 @@ class Method:
         return left
 
     def checked(self, answer: Any) -> Any:
-        """Return an answer; raise InvalidAnswer if it comes from a stranger and breaks the contract."""
+        """Return an answer; raise InvalidAnswer if it is no message, or comes from a stranger and breaks a rule."""
+        if isinstance(answer, Undecodable):
+            raise InvalidAnswer(f"{self.downstream.name} broke the contract: {self.path}: {answer.detail}.")
         if self.downstream.hostile and isinstance(answer, Message):
             check_answer(answer, self.downstream.name)
         return answer

@@ -20,6 +20,7 @@ from cellmesh.mesh.breaker import Breaker
 from cellmesh.mesh.call import Downstream, Method, StreamCallable, UnaryCallable
 from cellmesh.mesh.limits import GUEST_MESSAGE_BYTES, METADATA_BYTES, PING_INTERVAL_MS, SERVICE_MESSAGE_BYTES
 from cellmesh.mesh.policy import policy_of
+from cellmesh.mesh.wire import decoder
 
 if TYPE_CHECKING:
     from cellmesh.mesh.pki import Identity, Leaf
@@ -98,6 +99,11 @@ class MeshChannel(grpc.aio.Channel):
 
     def _method(self, kind: str, path: str, codecs: tuple[Any, ...], options: dict[str, Any]) -> Method:
         made: tuple[Dialed | None, Any] = (None, None)
+        # As gRPC has them: the request's serializer, the response's deserializer, in place or by name.
+        if len(codecs) > 1:
+            codecs = (codecs[0], decoder(codecs[1]))
+        else:
+            options = {**options, "response_deserializer": decoder(options.get("response_deserializer"))}
 
         async def open_call() -> Any:
             nonlocal made

@@ -13,10 +13,11 @@ import structlog
 from google.protobuf.message import Message
 
 from cellmesh.mesh import deadline, logs, status, telemetry
-from cellmesh.mesh.errors import CallerNotAllowed, Code, DeadlineExceeded
+from cellmesh.mesh.errors import CallerNotAllowed, Code, DeadlineExceeded, InvalidRequest
 from cellmesh.mesh.identity import Caller, calling
 from cellmesh.mesh.policy import MethodPolicy, policy_of
 from cellmesh.mesh.validation import check_request
+from cellmesh.mesh.wire import Undecodable, decoder
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Identify = Callable[[Context], Caller | None]
@@ -168,17 +169,19 @@ def _like(handler: Handler, behavior: Any) -> Handler:
     }[handler.request_streaming, handler.response_streaming]
     made: Handler = factory(
         behavior,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=decoder(handler.request_deserializer),
         response_serializer=handler.response_serializer,
     )
     return made
 
 
-def _checked(request: Message) -> Message:
+def _checked(request: Message | Undecodable) -> Message:
+    if isinstance(request, Undecodable):
+        raise InvalidRequest(f"The request is not a message of the contract: {request.detail}. Correct the client.")
     check_request(request)
     return request
 
 
-async def _checked_stream(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+async def _checked_stream(requests: AsyncIterator[Message | Undecodable]) -> AsyncIterator[Message]:
     async for request in requests:
         yield _checked(request)
