@@ -1,0 +1,157 @@
+"""A certificate authority of this host's own, made at its first start.
+
+Two authorities overlap while one takes over from the other: certificates come from the new one, both are accepted. The
+old one is forgotten once every certificate it signed has expired.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import stat
+import threading
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from cellmesh.mesh import pki
+from cellmesh.mesh.identity import spiffe_id
+
+_LIFETIME = dt.timedelta(days=365)
+# Key and certificate in one file, so that no crash can leave one of another.
+_CURRENT = "authority.pem"
+_PREVIOUS = "previous.pem"
+_REMEDY = "Restore it, or remove it to have a new one made."
+
+
+class AuthorityFault(RuntimeError):
+    """The authority's files cannot be used; the message says why and what to do."""
+
+
+class LocalAuthority:
+    """Signs certificates for the services of this host; its key lies in `directory`, which only its owner may enter."""
+
+    def __init__(self, directory: Path, *, trust_domain: str, clock: pki.Clock = pki.utc_now) -> None:
+        spiffe_id(trust_domain, "authority")
+        self.trust_domain = trust_domain
+        self._clock = clock
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_open(directory)
+        self._current = directory / _CURRENT
+        self._previous = directory / _PREVIOUS
+        if not self._current.exists():
+            self._create()
+        self._key, self._certificate = self._load()
+        if self._clock() + _LIFETIME / 2 > self._certificate.not_valid_after_utc:
+            self.replace()
+
+    def replace(self) -> None:
+        """Sign with a new authority from now on, and go on accepting the one before."""
+        _write(self._previous, self._certificate.public_bytes(serialization.Encoding.PEM))
+        self._create()
+        self._key, self._certificate = self._load()
+
+    def bundle(self) -> bytes:
+        """Return the authorities to accept, PEM."""
+        bundle = self._certificate.public_bytes(serialization.Encoding.PEM)
+        if self._previous.exists() and self._clock() < self._certificate.not_valid_before_utc + 2 * pki.LEAF_LIFETIME:
+            bundle += self._previous.read_bytes()
+        return bundle
+
+    def issue(self, name: str) -> pki.Leaf:
+        """Return a new certificate for service `name`; raise ValueError for a name that is none."""
+        now = self._clock()
+        key, certificate = pki.issue(
+            name, trust_domain=self.trust_domain, authority=self._certificate, key=self._key, now=now
+        )
+        return pki.Leaf(
+            key_pem=key,
+            certificate_pem=certificate,
+            bundle_pem=self.bundle(),
+            renew_at=now + pki.LEAF_LIFETIME / 2,
+        )
+
+    def _create(self) -> None:
+        """Write a new key and its certificate."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = self._clock()
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"cellmesh {x509.random_serial_number():040x}"[:64])])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - pki.CLOCK_SKEW)
+            .not_valid_after(now + _LIFETIME)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(pki.key_usage(sign_certificates=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        _write(self._current, pki.private_pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
+
+    def _load(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+        _refuse_open(self._current)
+        try:
+            content = self._current.read_bytes()
+            key = serialization.load_pem_private_key(content, password=None)
+            certificate = x509.load_pem_x509_certificate(content)
+        except (OSError, ValueError) as error:
+            raise AuthorityFault(f"{self._current} cannot be read ({error}). {_REMEDY}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
+            raise AuthorityFault(f"{self._current} holds a key and a certificate of different authorities. {_REMEDY}")
+        return key, certificate
+
+
+class LocalIdentity:
+    """A service's identity, renewed by this host's authority at half of its certificate's life."""
+
+    def __init__(self, authority: LocalAuthority, name: str, *, clock: pki.Clock = pki.utc_now) -> None:
+        self._authority = authority
+        self._name = name
+        self._clock = clock
+        # gRPC asks from its own threads.
+        self._lock = threading.Lock()
+        self._leaf = authority.issue(name)
+
+    @property
+    def trust_domain(self) -> str:
+        """The trust domain of the authority."""
+        return self._authority.trust_domain
+
+    def leaf(self) -> pki.Leaf:
+        """Return a certificate that is not past its half-life."""
+        with self._lock:
+            if self._clock() >= self._leaf.renew_at:
+                self._leaf = self._authority.issue(self._name)
+            return self._leaf
+
+    def renew(self) -> None:
+        """Get a new certificate now, such as after the authority was replaced."""
+        with self._lock:
+            self._leaf = self._authority.issue(self._name)
+
+
+def _refuse_open(path: Path) -> None:
+    """Raise AuthorityFault if others than the owner may get at `path`."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_IMODE(mode) & 0o077:
+        raise AuthorityFault(f"{path} is open to others (mode {stat.S_IMODE(mode):04o}). Run chmod go-rwx on it.")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a whole file of mode 0600 in place, on disk before its name is."""
+    temporary = path.with_name(f"{path.name}.new")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,64 @@
+"""Settings: read once from CELLMESH_* at the start, frozen, every fault told at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "CELLMESH_"
+
+
+class SettingsFault(ValueError):
+    """Settings that cannot be used; the message has one line for each fault."""
+
+
+class Settings(BaseSettings):
+    """What every service reads; a service adds its own fields."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        case_sensitive=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    allowed_elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Names of CELLMESH_* that other programs of ours read from the same environment."""
+
+    run_dir: Path = Path("/run/cellmesh")
+    """Where sockets lie; emptied by a reboot."""
+    state_dir: Path = Path("/var/lib/cellmesh")
+    """Where what must survive lies."""
+    otlp_endpoint: str | None = None
+    """Where traces go, such as `http://127.0.0.1:4317`; none are recorded without it."""
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    """Least important log line to write."""
+    failpoint: str | None = None
+    """For tests: where to die."""
+
+    @classmethod
+    def load(cls) -> Self:
+        """Return the settings in the environment; raise SettingsFault with every fault."""
+        faults = [f"{name}: there is no such setting." for name in cls._unknown()]
+        try:
+            settings = cls()
+        except ValidationError as error:
+            faults += [
+                f"{PREFIX}{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}."
+                for fault in error.errors(include_url=False, include_input=False, include_context=False)
+            ]
+        if faults:
+            raise SettingsFault("The settings cannot be used:\n" + "\n".join(sorted(faults)))
+        return settings
+
+    @classmethod
+    def _unknown(cls) -> list[str]:
+        known = {f"{PREFIX}{name.upper()}" for name in cls.model_fields} | cls.allowed_elsewhere
+        return [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
