@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from support import leftovers
+from cellmesh.image import GuestImage
+from support import images, leftovers
 
 BEFORE = pytest.StashKey[leftovers.Snapshot]()
 
@@ -23,3 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def machine_before(pytestconfig: pytest.Config) -> leftovers.Snapshot:
     """Give the machine as it was before the first test."""
     return pytestconfig.stash[BEFORE]
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> GuestImage:
+    """Give the guest image with the agent of this checkout; the first build of a machine takes half a minute."""
+    return images.guest_image()

@@ -1,0 +1,32 @@
+"""Images that tests, benchmarks and the demo share: built when their inputs change, kept outside the checkout."""
+
+from __future__ import annotations
+
+import shutil
+
+from cellmesh.image import GuestImage, ImageStore, build_guest
+from cellmesh.image.cache import default_cache
+
+KEPT = 8
+"""How many guest images stay; each is about 120 MB and every change of the agent makes one."""
+
+
+def shared_store() -> ImageStore:
+    """Return the store of this machine's development images."""
+    return ImageStore(default_cache() / "images")
+
+
+def guest_image() -> GuestImage:
+    """Return the guest image with the agent as it is in the checkout, building it if there is none yet."""
+    store = shared_store()
+    image = store.guest(build_guest(store))
+    store.set_default_guest(image.digest)
+    _forget_old(store, image.digest)
+    return image
+
+
+def _forget_old(store: ImageStore, current: str) -> None:
+    guests = [image for image in store.list() if isinstance(image, GuestImage) and image.digest != current]
+    guests.sort(key=lambda image: image.path.stat().st_mtime, reverse=True)
+    for image in guests[KEPT:]:
+        shutil.rmtree(image.path)
