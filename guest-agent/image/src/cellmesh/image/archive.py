@@ -108,11 +108,8 @@ def _choose(blobs: Blobs, index: Mapping[str, Any], depth: int) -> Mapping[str, 
     """Return the descriptor of the one image manifest for linux/amd64 that `index` leads to."""
     if depth >= MAX_NESTING:
         raise ArchiveInvalid("index.json", "its indexes are nested too deeply.")
-    fits = [
-        entry
-        for entry in (_object(e, "index.json") for e in _array(index.get("manifests"), "index.json"))
-        if _fits(entry)
-    ]
+    entries = [_object(entry, "index.json") for entry in _array(index.get("manifests"), "index.json")]
+    fits = [entry for entry in entries if _fits(entry)]
     if len(fits) != 1:
         raise ArchiveInvalid(
             "index.json", f"it leads to {len(fits)} images for linux/amd64; export exactly one, for that platform."

@@ -32,7 +32,7 @@ def apply_layer(tree: Tree, layer: Path, name: str) -> None:
 
 
 def _members(archive: tarfile.TarFile, name: str) -> list[tarfile.TarInfo]:
-    members = []
+    members: list[tarfile.TarInfo] = []
     for member in archive:
         if len(members) == MAX_ENTRIES:
             raise ArchiveInvalid(name, f"the layer has more than {MAX_ENTRIES} entries.")
