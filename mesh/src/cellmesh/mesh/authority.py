@@ -1,15 +1,17 @@
-"""A certificate authority of this host's own, made at its first start.
+"""A certificate authority of this host's own, made at its first start, with the one that will take over from it.
 
-Two authorities overlap while one takes over from the other: certificates come from the new one, both are accepted. The
-old one is forgotten once every certificate it signed has expired.
+Everybody accepts both, so the day the next one begins to sign nobody has to be told; what the one before signed is
+accepted until it has expired.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import os
+import secrets
 import stat
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -22,7 +24,8 @@ from cellmesh.mesh.identity import spiffe_id
 
 _LIFETIME = dt.timedelta(days=365)
 # Key and certificate in one file, so that no crash can leave one of another.
-_CURRENT = "authority.pem"
+_CURRENT = "current.pem"
+_NEXT = "next.pem"
 _PREVIOUS = "previous.pem"
 _REMEDY = "Restore it, or remove it to have a new one made."
 
@@ -40,32 +43,36 @@ class LocalAuthority:
         self._clock = clock
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _refuse_open(directory)
-        self._current = directory / _CURRENT
-        self._previous = directory / _PREVIOUS
-        if not self._current.exists():
-            self._create()
-        self._key, self._certificate = self._load()
-        if self._clock() + _LIFETIME / 2 > self._certificate.not_valid_after_utc:
+        self._current_path = directory / _CURRENT
+        self._next_path = directory / _NEXT
+        self._previous_path = directory / _PREVIOUS
+        self._load()
+        if self._current.certificate.not_valid_before_utc + _LIFETIME / 2 < clock():
             self.replace()
 
     def replace(self) -> None:
-        """Sign with a new authority from now on, and go on accepting the one before."""
-        _write(self._previous, self._certificate.public_bytes(serialization.Encoding.PEM))
-        self._create()
-        self._key, self._certificate = self._load()
+        """Let the next authority sign from now on; raise AuthorityFault if not everybody can have heard of it."""
+        if self._clock() < self._next.since + pki.LEAF_LIFETIME:
+            raise AuthorityFault(
+                f"The next authority was made less than {pki.LEAF_LIFETIME} ago: some do not accept it yet. Try again then."
+            )
+        _write(self._previous_path, self._current.pem)
+        self._next_path.replace(self._current_path)
+        self._load()
 
     def bundle(self) -> bytes:
         """Return the authorities to accept, PEM."""
-        bundle = self._certificate.public_bytes(serialization.Encoding.PEM)
-        if self._previous.exists() and self._clock() < self._certificate.not_valid_before_utc + 2 * pki.LEAF_LIFETIME:
-            bundle += self._previous.read_bytes()
+        bundle = self._current.pem + self._next.pem
+        # The next one was made when the one before stopped signing.
+        if self._previous_path.exists() and self._clock() < self._next.since + pki.LEAF_LIFETIME:
+            bundle += self._previous_path.read_bytes()
         return bundle
 
     def issue(self, name: str) -> pki.Leaf:
         """Return a new certificate for service `name`; raise ValueError for a name that is none."""
         now = self._clock()
         key, certificate = pki.issue(
-            name, trust_domain=self.trust_domain, authority=self._certificate, key=self._key, now=now
+            name, trust_domain=self.trust_domain, authority=self._current.certificate, key=self._current.key, now=now
         )
         return pki.Leaf(
             key_pem=key,
@@ -74,37 +81,60 @@ class LocalAuthority:
             renew_at=now + pki.LEAF_LIFETIME / 2,
         )
 
-    def _create(self) -> None:
-        """Write a new key and its certificate."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        now = self._clock()
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"cellmesh {x509.random_serial_number():040x}"[:64])])
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - pki.CLOCK_SKEW)
-            .not_valid_after(now + _LIFETIME)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(pki.key_usage(sign_certificates=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        _write(self._current, pki.private_pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
+    def _load(self) -> None:
+        """Read both authorities, and make what is missing: at the first start, and after the next one took over."""
+        for path in (self._current_path, self._next_path):
+            if not path.exists():
+                _write(path, _make(self._clock()))
+        self._current = _read(self._current_path)
+        self._next = _read(self._next_path)
 
-    def _load(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-        _refuse_open(self._current)
-        try:
-            content = self._current.read_bytes()
-            key = serialization.load_pem_private_key(content, password=None)
-            certificate = x509.load_pem_x509_certificate(content)
-        except (OSError, ValueError) as error:
-            raise AuthorityFault(f"{self._current} cannot be read ({error}). {_REMEDY}") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
-            raise AuthorityFault(f"{self._current} holds a key and a certificate of different authorities. {_REMEDY}")
-        return key, certificate
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Authority:
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def since(self) -> dt.datetime:
+        return self.certificate.not_valid_before_utc + pki.CLOCK_SKEW
+
+
+def _make(now: dt.datetime) -> bytes:
+    """Return the PEM of a new key and its certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"cellmesh {secrets.token_hex(8)}")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - pki.CLOCK_SKEW)
+        .not_valid_after(now + _LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(pki.key_usage(sign_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return pki.private_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _read(path: Path) -> _Authority:
+    _refuse_open(path)
+    try:
+        content = path.read_bytes()
+        key = serialization.load_pem_private_key(content, password=None)
+        certificate = x509.load_pem_x509_certificate(content)
+    except (OSError, ValueError) as error:
+        raise AuthorityFault(f"{path} cannot be read ({error}). {_REMEDY}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
+        raise AuthorityFault(f"{path} holds a key and a certificate of different authorities. {_REMEDY}")
+    return _Authority(key=key, certificate=certificate)
 
 
 class LocalIdentity:
