@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from protovalidate import Validator
 
+from cellmesh.mesh import well_known
 from cellmesh.mesh.errors import FieldViolation, InvalidAnswer, InvalidRequest
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ def check_answer(message: Message, downstream: str) -> None:
 
 
 def _violations(message: Message) -> list[FieldViolation]:
-    return [
+    broken = [
         FieldViolation(field=_path(found), description=found.proto.message, rule=found.proto.rule_id)
         for found in _VALIDATOR.collect_violations(message)
     ]
+    return [*broken, *well_known.faults(message)]
 
 
 def _path(violation: Violation) -> str:
