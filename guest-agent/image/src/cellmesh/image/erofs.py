@@ -58,7 +58,7 @@ class Written:
 def write_erofs(
     root: Directory, target: Path, *, uuid: bytes, timestamp: int, on_block: Callable[[int, int], None] | None = None
 ) -> Written:
-    """Write `root` to `target`; `timestamp` (seconds) is for files without a time, `on_block` hears bytes done, in all."""
+    """Write `root` to `target`; `timestamp` (seconds) is for files without one, `on_block` hears bytes done, in all."""
     inodes = _number(root)
     metadata_end = _place(inodes)
     end = _assign_blocks(inodes, metadata_end)
