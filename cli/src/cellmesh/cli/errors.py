@@ -38,12 +38,14 @@ class ExitCode(IntEnum):
 class CliError(Exception):
     """Something the person at the terminal has to know: one line what happened, one line what to do."""
 
-    def __init__(self, what: str, fix: str, *, exit_code: ExitCode, reason: str) -> None:
+    def __init__(self, what: str, fix: str, *, exit_code: ExitCode, reason: str, context: tuple[str, ...] = ()) -> None:
         super().__init__(what)
         self.what = what
         self.fix = fix
         self.exit_code = exit_code
         self.reason = reason
+        self.context = context
+        """Lines that a person wants to see first, such as the end of a log."""
 
 
 class UsageError(CliError):

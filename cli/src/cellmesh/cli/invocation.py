@@ -54,35 +54,36 @@ def run(context: typer.Context, body: LocalBody, *, json_output: bool, failure_c
     output = Output(json_output=json_output)
     try:
         code = body(settings_of(context), output)
-    except CliError as error:
-        output.error(error)
-        is_usage = error.exit_code == ExitCode.USAGE
-        code = error.exit_code if failure_code is None or is_usage else failure_code
     except (KeyboardInterrupt, asyncio.CancelledError):
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.OK
+    except Exception as error:
+        failure = _explained(error)
+        if failure is None:
+            raise
+        output.error(failure)
+        is_usage = failure.exit_code == ExitCode.USAGE
+        code = failure.exit_code if failure_code is None or is_usage else failure_code
     raise typer.Exit(int(code or ExitCode.OK))
 
 
 async def _with_node(settings: Settings, output: Output, body: Body) -> int | None:
     async with connect(settings.socket) as node:
         session = Session(settings=settings, output=output, node=node, request_id=str(uuid.uuid4()))
-        try:
-            return await body(session)
-        except Exception as error:
-            # Of tasks that failed together the first tells: the others failed because of it.
-            cause = _first(error)
-            explained = cause if isinstance(cause, CliError) else explain(cause)
-            if explained is None:
-                raise
-            raise explained from error
+        return await body(session)
 
 
-def _first(error: Exception) -> Exception:
-    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
+def _explained(error: Exception) -> CliError | None:
+    cause = _first_of(error)
+    return cause if isinstance(cause, CliError) else explain(cause)
+
+
+def _first_of(error: Exception) -> Exception:
+    """Return the first failure of a group of them: the others failed because of it."""
+    return _first_of(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
 def root(context: typer.Context, *, run_dir: Path | None, socket: Path | None) -> None:

@@ -15,6 +15,7 @@ from cellmesh.cli.text import printable
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Console
+    from rich.table import Table
 
 JsonObject = Mapping[str, object]
 
@@ -101,16 +102,19 @@ class Output:
                     "reason": error.reason,
                     "message": error.what,
                     "fix": error.fix,
+                    "context": list(error.context),
                     "exit_code": int(error.exit_code),
                 }
             }
             print(json.dumps(value, sort_keys=True), file=self._stderr, flush=True)
             return
+        for line in error.context:
+            print(f"  | {printable(line)}", file=self._stderr)
         print(f"error: {printable(error.what)}", file=self._stderr)
         print(f"       {printable(error.fix)}", file=self._stderr, flush=True)
 
 
-def rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> object:
+def rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     """Return the table as something rich can print or keep live."""
     from rich.table import Table
     from rich.text import Text

@@ -14,13 +14,13 @@ from cellmesh.api.common.v1 import container_pb2 as common_container_pb2
 from cellmesh.api.common.v1 import health_pb2
 from cellmesh.api.hypervisor.v1 import vm_pb2, vm_service_pb2
 from cellmesh.cli import render, units
-from cellmesh.cli.connection import STREAM_SECONDS, Stream, resumed, streaming
 from cellmesh.cli.errors import ExitCode
 from cellmesh.cli.invocation import Session, call
 from cellmesh.cli.lookup import all_vms, find_vm, valid_user
 from cellmesh.cli.options import JsonOption, TimeoutOption, UserOption, VmArgument, WaitOption, noun
 from cellmesh.cli.output import Cell, as_json
 from cellmesh.cli.timeline import Goal, follow, vm_goal
+from cellmesh.cli.watch import VmWatch
 
 app = noun("Create, start, stop and look at VMs.")
 
@@ -216,7 +216,7 @@ def watch(
 
     async def body(session: Session) -> None:
         vm_id = await find_vm(session.node, vm, user) if vm or user else ""
-        await _watch(session, vm_id)
+        await VmWatch(session.node, session.output, is_live=False).changes(vm_id)
 
     call(context, body, json_output=json_output)
 
@@ -259,21 +259,3 @@ def _print_health(session: Session, answer: vm_service_pb2.CheckVmHealthResponse
     if answer.containers:
         session.output.table(render.CONTAINER_COLUMNS, [render.status_row(status) for status in answer.containers])
     session.output.styled(render.styled(render.health(answer.status)))
-
-
-async def _watch(session: Session, vm_id: str) -> None:
-    token = b""
-
-    def open_stream() -> Stream[vm_service_pb2.WatchVmsResponse]:
-        request = vm_service_pb2.WatchVmsRequest(vm_id=vm_id, resume_token=token)
-        return streaming(session.node.vms.WatchVms(request, timeout=STREAM_SECONDS))
-
-    async for message in resumed(open_stream, on_break=lambda: session.output.note("The watch broke; resuming.")):
-        token = message.resume_token
-        if session.output.json:
-            session.output.message(message)
-        elif message.HasField("vm"):
-            vm = message.vm
-            state = render.styled(render.vm_state(vm.state))
-            when = Cell(text=units.clock(vm.update_time), style="dim")
-            session.output.styled(when, Cell(text=vm.vm_id), state, Cell(text=vm.reason))

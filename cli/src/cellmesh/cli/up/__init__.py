@@ -1,0 +1,1 @@
+"""A whole node on this machine, in the foreground."""

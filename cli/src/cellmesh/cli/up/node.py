@@ -1,0 +1,92 @@
+"""Runs a node until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from contextlib import aclosing
+
+from cellmesh.api.hypervisor.v1 import vm_pb2, vm_service_pb2
+from cellmesh.cli.connection import STREAM_SECONDS, Node, connect, streaming
+from cellmesh.cli.lookup import all_vms
+from cellmesh.cli.output import Cell, Output
+from cellmesh.cli.settings import Settings
+from cellmesh.cli.up.process import HypervisorProcess
+from cellmesh.cli.watch import VmWatch
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPED = frozenset({vm_pb2.VM_STATE_STOPPED, vm_pb2.VM_STATE_DELETED, vm_pb2.VM_STATE_QUARANTINED})
+
+
+async def run_node(settings: Settings, output: Output, *, stop_vms: bool) -> None:
+    """Run the hypervisor until Ctrl-C; raises HypervisorError if it ends before."""
+    hypervisor = await HypervisorProcess.start(settings, os.environ)
+    try:
+        await hypervisor.ready()
+        _say_ready(settings, output, hypervisor)
+        async with connect(settings.socket) as node:
+            await _serve(hypervisor, node, output)
+            if stop_vms:
+                await _stop_vms(node, output)
+            remaining = [vm for vm in await all_vms(node) if vm.vmm_pid]
+    finally:
+        await hypervisor.stop()
+    _say_goodbye(output, remaining)
+
+
+async def _serve(hypervisor: HypervisorProcess, node: Node, output: Output) -> None:
+    """Show the VMs until a signal asks to stop; raises HypervisorError if the hypervisor ends first."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, asked.set)
+    async with asyncio.TaskGroup() as tasks:
+        owned = [
+            tasks.create_task(VmWatch(node, output, is_live=True).changes()),
+            tasks.create_task(hypervisor.wait()),
+            tasks.create_task(asked.wait()),
+        ]
+        await asyncio.wait(owned[1:], return_when=asyncio.FIRST_COMPLETED)
+        for task in owned:
+            task.cancel()
+    if not asked.is_set():
+        raise hypervisor.ended()
+
+
+async def _stop_vms(node: Node, output: Output) -> None:
+    """Stop every VM and wait until none runs."""
+    waiting = set()
+    for vm in await all_vms(node):
+        if vm.state not in _STOPPED:
+            await node.vms.StopVm(vm_service_pb2.StopVmRequest(request_id=str(uuid.uuid4()), vm_id=vm.vm_id))
+            waiting.add(vm.vm_id)
+    if not waiting:
+        return
+    output.note(f"Stopping {len(waiting)} VMs …")
+    watch = streaming(node.vms.WatchVms(vm_service_pb2.WatchVmsRequest(), timeout=STREAM_SECONDS))
+    async with aclosing(watch) as messages:
+        async for message in messages:
+            if message.HasField("vm") and message.vm.state in _STOPPED:
+                waiting.discard(message.vm.vm_id)
+            if not waiting:
+                return
+
+
+def _say_ready(settings: Settings, output: Output, hypervisor: HypervisorProcess) -> None:
+    if output.json:
+        output.document({"ready": {"socket": str(settings.socket), "pid": hypervisor.pid, "log": str(hypervisor.log)}})
+        return
+    output.styled(Cell(text="The node is ready:", style="green"), Cell(text=str(settings.socket)))
+    output.note(f"Its log is {hypervisor.log}. Create a VM with `cellmesh vm create --wait`; Ctrl-C stops the node.")
+
+
+def _say_goodbye(output: Output, remaining: list[vm_pb2.Vm]) -> None:
+    if remaining:
+        output.note(
+            f"The node has stopped; {len(remaining)} VMs keep running. `cellmesh up` takes them over again; to stop "
+            "them too, run `cellmesh up --stop-vms` and press Ctrl-C."
+        )
+    else:
+        output.note("The node has stopped; no VM runs.")
