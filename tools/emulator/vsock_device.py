@@ -91,6 +91,7 @@ class VsockDevice:
                     handler(events)
             self._expire()
             self._flush_control()
+            self._feed_starving()
             for queue, _kick in self._queues.values():
                 queue.signal()
 
@@ -218,7 +219,11 @@ class VsockDevice:
 
     def _on_rx_kick(self, _events: int) -> None:
         os.eventfd_read(self._queues[_RX][1])
-        self._flush_control()
+
+    def _feed_starving(self) -> None:
+        """Let streams read again once there are buffers; the guest offers new ones long before the old are used up."""
+        if not self._starving or self._control or _RX not in self._queues or self._queues[_RX][0].empty:
+            return
         starving, self._starving = self._starving, []
         for stream in starving:
             stream.awaits_buffers = False
