@@ -1,0 +1,103 @@
+"""Putting the agent together, by hand, and running it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import grpc.aio
+
+from cellmesh.api.guest.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    container_service_pb2_grpc,
+    guest_service_pb2_grpc,
+)
+from cellmesh.guest import boot, vsock
+from cellmesh.guest.containers.crun import Crun
+from cellmesh.guest.containers.memory_watch import MemoryWatch
+from cellmesh.guest.containers.registry import Containers
+from cellmesh.guest.containers.rootfs import Places, discard_layers
+from cellmesh.guest.containers.slots import Slots
+from cellmesh.guest.host.channel import open_channel
+from cellmesh.guest.host.hello import say_hello
+from cellmesh.guest.host.reporter import Reporter
+from cellmesh.guest.identity import Assignment, Identity, read_boot_id
+from cellmesh.guest.reaper import Reaper
+from cellmesh.guest.servicers import codec
+from cellmesh.guest.servicers.containers import GuestContainerServicer
+from cellmesh.guest.servicers.guest import GuestServicer
+from cellmesh.guest.servicers.health import HealthServicer
+from cellmesh.guest.shutdown import Shutdown
+
+_AGENT_SOCKET = f"{boot.RUN}/agent.sock"
+_HOST_SOCKET = f"{boot.RUN}/host.sock"
+_MESSAGE_LIMIT = 256 << 10
+_LAST_ANSWER = 1.0
+_SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", _MESSAGE_LIMIT),
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+async def run_agent(reaper: Reaper) -> None:
+    """Serve until the host asks for the end."""
+    reaper.attach()
+    identity = Identity(read_boot_id())
+    places = Places()
+    async with asyncio.TaskGroup() as group:
+        memory = MemoryWatch()
+        runtime = Crun(reaper, places, memory)
+        containers = Containers(
+            runtime=runtime, slots=Slots(places.data / "slots.json"), random=random.random, group=group
+        )
+        shutdown = Shutdown(containers.stop_all)
+        server = _server(identity, containers, shutdown)
+        await server.start()
+        vsock.Relay(
+            vsock.listen_vsock(vsock.AGENT_PORT), lambda: vsock.dial_unix(_AGENT_SOCKET), peer_cid=vsock.HOST_CID
+        ).start()
+        vsock.Relay(vsock.listen_unix(_HOST_SOCKET), vsock.dial_host).start()
+        talk = group.create_task(_talk_to_host(identity, containers, places))
+        memory.attach(containers.count_oom_kills)
+        await shutdown.finished.wait()
+        await server.stop(_LAST_ANSWER)
+        talk.cancel()
+
+
+def _server(identity: Identity, containers: Containers, shutdown: Shutdown) -> grpc.aio.Server:
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    guest_service_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(identity, shutdown), server)
+    container_service_pb2_grpc.add_GuestContainerServiceServicer_to_server(
+        GuestContainerServicer(identity, containers), server
+    )
+    server.add_generic_rpc_handlers((HealthServicer(containers).handler(),))
+    server.add_insecure_port(f"unix:{_AGENT_SOCKET}")
+    return server
+
+
+async def _talk_to_host(identity: Identity, containers: Containers, places: Places) -> None:
+    async with open_channel(_HOST_SOCKET) as channel:
+        stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(channel)
+        assignment = await say_hello(stub, identity.boot_id)
+        if assignment.discard_layers:
+            await asyncio.to_thread(discard_layers, places)
+        identity.assign(assignment)
+        boot.say(f"epoch {assignment.epoch} of VM {assignment.vm_id}")
+
+        def snapshot() -> agent_service_pb2.ReportRequest:
+            return _report(assignment, containers)
+
+        await Reporter(stub=stub, identity=identity, changes=containers.changes, snapshot=snapshot).run()
+
+
+def _report(assignment: Assignment, containers: Containers) -> agent_service_pb2.ReportRequest:
+    return agent_service_pb2.ReportRequest(
+        vm_id=assignment.vm_id,
+        epoch=assignment.epoch,
+        containers=[codec.encode_status(status) for status in containers.statuses()],
+        dropped_log_bytes=containers.dropped_log_bytes,
+    )

@@ -1,0 +1,1 @@
+"""Containers: what one is made of, how it is run, and how it is kept running."""

@@ -1,0 +1,225 @@
+"""Running containers with crun: detached, so that their processes are our own children and no monitor stays behind."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from cellmesh.guest import boot
+from cellmesh.guest.containers import bundle, guard, rootfs
+from cellmesh.guest.containers.cgroup import Cgroup
+from cellmesh.guest.containers.image import BadImage, ImageConfig, read_image
+from cellmesh.guest.containers.memory_watch import MemoryWatch
+from cellmesh.guest.containers.model import ContainerSpec
+from cellmesh.guest.containers.runtime import Command, KeyFound, StartFailed, Stdio
+from cellmesh.guest.netns import NetworkNamespace
+from cellmesh.guest.reaper import Process, Reaper
+from cellmesh.guest.terminal import set_size
+
+_CRUN = ("crun", "--root=/run/crun", "--cgroup-manager=cgroupfs")
+_START_TIMEOUT = 60.0
+_MESSAGE_LIMIT = 512
+_RECEIVE_TIMEOUT = 1.0
+
+
+class Crun:
+    """Starts containers from image disks."""
+
+    def __init__(self, reaper: Reaper, places: rootfs.Places, memory: MemoryWatch) -> None:
+        self._reaper = reaper
+        self._memory = memory
+        self._places = places
+        self._mounting = asyncio.Lock()
+        self._networks: dict[str, NetworkNamespace] = {}
+
+    async def start(self, name: str, slot: int, spec: ContainerSpec, stdio: Stdio) -> "CrunContainer":
+        """Start a container; raises StartFailed, ImageMissing and KeyFound."""
+        try:
+            async with self._mounting:  # One disk may carry the image of several containers.
+                mounted = await asyncio.to_thread(rootfs.mount_image, self._places, spec.image_serial)
+            image = read_image(mounted)
+            _refuse_keys(spec, image)
+            if not bundle.command_line(spec, image):
+                raise StartFailed("neither the specification nor the image names a program: set argv")
+            return await self._start(name, slot, spec, image, stdio)
+        except BadImage as error:
+            raise StartFailed(f"{error}; import the image again") from error
+        except OSError as error:
+            raise StartFailed(f"the kernel refused: {error}") from error
+
+    async def _start(
+        self, name: str, slot: int, spec: ContainerSpec, image: ImageConfig, stdio: Stdio
+    ) -> "CrunContainer":
+        root = await asyncio.to_thread(rootfs.mount_root, self._places, name, spec.image_serial, slot)
+        lasting = [
+            (rootfs.prepare_persistent(self._places, name, path, slot, image.user), path)
+            for path in spec.persistent_paths
+        ]
+        if name not in self._networks:
+            self._networks[name] = NetworkNamespace.create()
+        network = self._networks[name]
+        cgroup = Cgroup(Path(boot.CONTAINER_CGROUPS, name))
+        for missing in cgroup.create(spec.resources):
+            boot.say(f"container {name}: {missing}")
+        self._memory.add(cgroup.path)
+        parts = bundle.Bundle(
+            name=name,
+            slot=slot,
+            spec=spec,
+            image=image,
+            rootfs=root,
+            persistent=lasting,
+            network_namespace=network.path,
+            cgroup=f"/containers/{name}",
+        )
+        home = self._places.run / name
+        (home / "config.json").write_text(json.dumps(bundle.oci_configuration(parts)))
+        launch = _Launch(self._reaper, home, "container")
+        process = await launch.run(["run", "--detach", f"--bundle={home}"], name, stdio)
+        return CrunContainer(self._reaper, home, parts, process, cgroup, network)
+
+
+class CrunContainer:
+    """A container crun started."""
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        home: Path,
+        parts: bundle.Bundle,
+        process: Process,
+        cgroup: Cgroup,
+        network: NetworkNamespace,
+    ) -> None:
+        self._reaper = reaper
+        self._home = home
+        self._parts = parts
+        self._commands = 0
+        self.process = process
+        self.cgroup = cgroup
+        self.network = network
+
+    async def execute(self, command: Command, stdio: Stdio) -> Process:
+        """Run a command in it; raises StartFailed."""
+        launch = self._describe(command, tty=False)
+        return await launch.run(["exec", "--detach", f"--process={launch.description}"], self._parts.name, stdio)
+
+    async def execute_on_terminal(self, command: Command, rows: int, columns: int) -> tuple[Process, int]:
+        """Run a command on a terminal of its own; returns it and the terminal's other end. Raises StartFailed."""
+        launch = self._describe(command, tty=True)
+        path = launch.description.with_suffix(".tty")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            listener.settimeout(0)
+            flags = ["exec", "--detach", "--tty", f"--console-socket={path}", f"--process={launch.description}"]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    terminal = group.create_task(_receive_terminal(listener))
+                    try:
+                        process = await launch.run(flags, self._parts.name, Stdio())
+                    except BaseException:
+                        terminal.cancel()
+                        raise
+            except* StartFailed as failures:
+                raise failures.exceptions[0] from None
+            finally:
+                path.unlink(missing_ok=True)
+        master = terminal.result()
+        set_size(master, rows, columns)
+        return process, master
+
+    async def remove(self) -> None:
+        """Kill what is left of it and let go of all it used, except its files."""
+        self.cgroup.kill()
+        await asyncio.shield(self.process.exited)
+        deletion = self._reaper.spawn([*_CRUN, "delete", "--force", self._parts.name])
+        await asyncio.shield(deletion.exited)
+        await asyncio.to_thread(rootfs.unmount_root, rootfs.Places(run=self._home.parent), self._parts.name)
+        with contextlib.suppress(OSError):
+            self.cgroup.remove()  # crun has removed it already, unless it could not.
+
+    def _describe(self, command: Command, *, tty: bool) -> "_Launch":
+        spec, image = self._parts.spec, self._parts.image
+        variables = dict(bundle.environment(spec, image, self._parts.name)) | dict(command.environment)
+        if tty:
+            variables.setdefault("TERM", "xterm")
+        self._commands += 1
+        launch = _Launch(self._reaper, self._home, f"exec-{self._commands}")
+        description = bundle.process(
+            argv=command.argv,
+            variables=tuple(variables.items()),
+            working_dir=command.working_dir or spec.working_dir or image.working_dir,
+            user=image.user,
+            tty=tty,
+        )
+        launch.description.write_text(json.dumps(description))
+        return launch
+
+
+class _Launch:
+    """One run of crun that leaves a process behind, with the files it needs."""
+
+    def __init__(self, reaper: Reaper, home: Path, label: str) -> None:
+        self._reaper = reaper
+        self.description = home / f"{label}.json"
+        self._pid_file = home / f"{label}.pid"
+        self._log = home / f"{label}.log"
+
+    async def run(self, arguments: Sequence[str], name: str, stdio: Stdio) -> Process:
+        """Run crun; returns the process left behind. Raises StartFailed."""
+        argv = [*_CRUN, f"--log={self._log}", arguments[0], f"--pid-file={self._pid_file}", *arguments[1:], name]
+        try:
+            with self._reaper.adopting():
+                crun = self._reaper.spawn(argv, stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr)
+                code = await _finish(crun)
+                if code != 0:
+                    raise StartFailed(self._reason(code))
+                return self._reaper.adopt(int(self._pid_file.read_text()))
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"crun left no process behind: {error}") from error
+        finally:
+            for file in (self.description, self._pid_file, self._log):
+                file.unlink(missing_ok=True)
+
+    def _reason(self, code: int) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            if lines:
+                return lines[-1][-_MESSAGE_LIMIT:]
+        return f"crun ended with code {code} and said nothing"
+
+
+async def _finish(crun: Process) -> int:
+    try:
+        async with asyncio.timeout(_START_TIMEOUT):
+            return await asyncio.shield(crun.exited)
+    except TimeoutError:
+        crun.send_signal(signal.SIGKILL)
+        raise StartFailed(
+            f"crun was not done within {_START_TIMEOUT:.0f} s; try again when the VM is less busy"
+        ) from None
+
+
+async def _receive_terminal(listener: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(_START_TIMEOUT):
+        connection, _ = await loop.sock_accept(listener)
+    with connection:
+        connection.settimeout(_RECEIVE_TIMEOUT)
+        _, descriptors, _, _ = socket.recv_fds(connection, 256, 1)
+    return descriptors[0]
+
+
+def _refuse_keys(spec: ContainerSpec, image: ImageConfig) -> None:
+    found = guard.find_provider_key((*spec.environment, *image.environment))
+    if found is not None:
+        raise KeyFound(
+            f"the variable {found} looks like a provider key: remove it, the gateway adds keys outside the VM"
+        )
+    if guard.find_key_in_arguments(bundle.command_line(spec, image)):
+        raise KeyFound("an argument looks like a provider key: remove it, the gateway adds keys outside the VM")

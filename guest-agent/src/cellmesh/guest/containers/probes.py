@@ -1,0 +1,73 @@
+"""Asking a container whether it is well, from inside its own network namespace."""
+
+import asyncio
+import signal
+import socket
+
+from cellmesh.guest.containers.model import ExecProbe, HttpProbe, TcpProbe
+from cellmesh.guest.containers.runtime import Command, RunningContainer, StartFailed, Stdio
+
+_LOCALHOST = "127.0.0.1"
+_STATUS_LINE = 64
+
+
+async def is_well(question: HttpProbe | TcpProbe | ExecProbe, within: float, container: RunningContainer) -> bool:
+    """Ask once, for at most `within` seconds; no answer is not well."""
+    try:
+        async with asyncio.timeout(within):
+            match question:
+                case HttpProbe(port=port, path=path):
+                    return await _answers_http(container, port, path)
+                case TcpProbe(port=port):
+                    (await _connect(container, port)).close()
+                    return True
+                case ExecProbe(argv=argv):
+                    return await _succeeds(container, argv)
+    except (TimeoutError, OSError, StartFailed):
+        return False
+
+
+async def _connect(container: RunningContainer, port: int) -> socket.socket:
+    connection = container.network.open_socket()
+    try:
+        connection.settimeout(0)
+        await asyncio.get_running_loop().sock_connect(connection, (_LOCALHOST, port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def _answers_http(container: RunningContainer, port: int, path: str) -> bool:
+    loop = asyncio.get_running_loop()
+    request = (
+        f"GET {path or '/'} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: cellmesh-probe\r\nConnection: close\r\n\r\n"
+    )
+    with await _connect(container, port) as connection:
+        await loop.sock_sendall(connection, request.encode("ascii"))
+        line = b""
+        while b"\r\n" not in line and len(line) < _STATUS_LINE:
+            received = await loop.sock_recv(connection, _STATUS_LINE)
+            if not received:
+                break
+            line += received
+    return status_is_well(line)
+
+
+def status_is_well(line: bytes) -> bool:
+    """Say whether an HTTP status line carries a status from 200 to 399."""
+    words = line.split(None, 2)
+    return (
+        len(words) >= 2
+        and words[0].startswith(b"HTTP/1.")
+        and words[1][:3].isdigit()
+        and 200 <= int(words[1][:3]) <= 399
+    )
+
+
+async def _succeeds(container: RunningContainer, argv: tuple[str, ...]) -> bool:
+    process = await container.execute(Command(argv=argv), Stdio())
+    try:
+        return await asyncio.shield(process.exited) == 0
+    finally:
+        process.send_signal(signal.SIGKILL)

@@ -1,0 +1,108 @@
+"""All containers of this cell, by name."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+
+from cellmesh.guest.changes import Changes
+from cellmesh.guest.containers.container import Container, Surroundings
+from cellmesh.guest.containers.logs import Logs
+from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus
+from cellmesh.guest.containers.runtime import RunningContainer, Runtime
+from cellmesh.guest.containers.slots import MAX_CONTAINERS, NoSlot, Slots
+from cellmesh.guest.errors import ContainerNotFound, ContainerNotRunning, OldGeneration, TooManyContainers
+
+
+class Containers:
+    """Starts, replaces and stops containers; their lives are tasks of `group`."""
+
+    def __init__(
+        self, *, runtime: Runtime, slots: Slots, random: Callable[[], float], group: asyncio.TaskGroup
+    ) -> None:
+        self._slots = slots
+        self._group = group
+        self._containers: dict[str, Container] = {}
+        self._logs: dict[str, Logs] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.changes = Changes()
+        self._surroundings = Surroundings(runtime=runtime, changed=self.changes.notify, random=random)
+
+    @property
+    def dropped_log_bytes(self) -> int:
+        """Log bytes dropped that nobody had read, in all."""
+        return sum(logs.dropped_unread for logs in self._logs.values())
+
+    def statuses(self) -> list[ContainerStatus]:
+        """Return every container as it is, by name."""
+        return [self._containers[name].status for name in sorted(self._containers)]
+
+    async def start(self, name: str, generation: int, spec: ContainerSpec) -> ContainerStatus:
+        """Start a generation and wait until its process runs; the same one twice is one start. Raises GuestError."""
+        async with self._locks[name]:
+            container = await self._current_or_new(name, generation, spec)
+        return await container.started()
+
+    async def _current_or_new(self, name: str, generation: int, spec: ContainerSpec) -> Container:
+        current = self._containers.get(name)
+        if current is not None:
+            newest = current.status.generation
+            if generation < newest:
+                raise OldGeneration(f"generation {generation} of {name} is past: generation {newest} was started")
+            if generation == newest:
+                return current
+            current.request_stop()
+            await current.ended()
+        elif len(self._containers) >= MAX_CONTAINERS:
+            raise TooManyContainers(f"a VM has room for {MAX_CONTAINERS} containers")
+        container = self._create(name, generation, spec)
+        self._containers[name] = container
+        self._group.create_task(container.run(), name=f"container {name} {generation}")
+        return container
+
+    def _create(self, name: str, generation: int, spec: ContainerSpec) -> Container:
+        try:
+            slot = self._slots.slot(name)
+        except NoSlot as error:
+            raise TooManyContainers(str(error)) from error
+        ring = self._logs.setdefault(name, Logs()).open(generation)
+        return Container(
+            name=name, generation=generation, slot=slot, spec=spec, ring=ring, surroundings=self._surroundings
+        )
+
+    async def stop(self, name: str) -> ContainerStatus:
+        """Stop a container and wait until it is stopped; raises ContainerNotFound."""
+        container = self.find(name)
+        container.request_stop()
+        return await container.ended()
+
+    async def stop_all(self, grace: float) -> None:
+        """Stop all containers side by side, each within its own grace but at most this one, seconds."""
+        containers = list(self._containers.values())
+        for container in containers:
+            container.request_stop(grace)
+        for container in containers:
+            await container.ended()
+
+    def find(self, name: str) -> Container:
+        """Return a container; raises ContainerNotFound."""
+        container = self._containers.get(name)
+        if container is None:
+            raise ContainerNotFound(f"this VM has no container {name}")
+        return container
+
+    def find_running(self, name: str) -> RunningContainer:
+        """Return a container whose process runs; raises ContainerNotFound and ContainerNotRunning."""
+        container = self.find(name)
+        if container.running is None:
+            raise ContainerNotRunning(f"container {name} is {container.status.state.name}: start it first")
+        return container.running
+
+    def logs(self, name: str) -> Logs:
+        """Return a container's output; raises ContainerNotFound."""
+        self.find(name)
+        return self._logs[name]
+
+    def count_oom_kills(self) -> None:
+        """Let every container count again."""
+        for container in self._containers.values():
+            container.count_oom_kills()

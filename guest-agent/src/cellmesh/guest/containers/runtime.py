@@ -1,0 +1,68 @@
+"""What the rest of the agent asks of whatever runs containers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cellmesh.guest.containers.cgroup import Cgroup
+from cellmesh.guest.containers.model import ContainerSpec
+from cellmesh.guest.netns import NetworkNamespace
+from cellmesh.guest.reaper import Process
+
+
+class StartFailed(Exception):
+    """The process could not be started; the message says why and what to do."""
+
+
+class KeyFound(Exception):
+    """The environment or the image carries a provider key."""
+
+
+class ImageMissing(Exception):
+    """No disk carries the image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stdio:
+    """Descriptors of a process's three streams; None is /dev/null."""
+
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command to run in a container; an empty `working_dir` is the container's."""
+
+    argv: Sequence[str]
+    environment: Sequence[tuple[str, str]] = ()
+    working_dir: str = ""
+
+
+class RunningContainer(Protocol):
+    """A container whose process was started."""
+
+    process: Process
+    cgroup: Cgroup
+    network: NetworkNamespace
+
+    async def execute(self, command: Command, stdio: Stdio) -> Process:
+        """Run a command in it; raises StartFailed."""
+        ...
+
+    async def execute_on_terminal(self, command: Command, rows: int, columns: int) -> tuple[Process, int]:
+        """Run a command on a terminal of its own; returns it and the terminal's other end. Raises StartFailed."""
+        ...
+
+    async def remove(self) -> None:
+        """Kill what is left of it and let go of all it used, except its files."""
+        ...
+
+
+class Runtime(Protocol):
+    """Starts containers."""
+
+    async def start(self, name: str, slot: int, spec: ContainerSpec, stdio: Stdio) -> RunningContainer:
+        """Start a container; raises StartFailed, ImageMissing and KeyFound."""
+        ...

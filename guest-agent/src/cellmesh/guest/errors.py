@@ -1,0 +1,125 @@
+"""Every refusal of the agent: one class, one reason of the contract, one status code."""
+
+from typing import ClassVar
+
+
+class GuestError(Exception):
+    """What a caller is told: a code, a reason of the contract, and a sentence that says what to do."""
+
+    code: ClassVar[str]
+    reason: ClassVar[str]
+    domain: ClassVar[str] = "guest.cellmesh"
+
+
+class InvalidRequest(GuestError):
+    """A field breaks a rule the agent's own safety depends on."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_REQUEST"
+    domain = "cellmesh"
+
+
+class Internal(GuestError):
+    """A fault of ours."""
+
+    code = "INTERNAL"
+    reason = "INTERNAL"
+    domain = "cellmesh"
+
+
+class WrongEpoch(GuestError):
+    """The call was meant for another boot of this VM."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "WRONG_EPOCH"
+
+
+class OldGeneration(GuestError):
+    """A later generation was started."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "OLD_GENERATION"
+
+
+class ImageNotAttached(GuestError):
+    """No disk carries this image."""
+
+    code = "NOT_FOUND"
+    reason = "IMAGE_NOT_ATTACHED"
+
+
+class ContainerStartFailed(GuestError):
+    """The container could not be started."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "CONTAINER_START_FAILED"
+
+
+class ProviderKeyPresent(GuestError):
+    """The container's environment or image carries a provider key."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "PROVIDER_KEY_PRESENT"
+
+
+class TooManyContainers(GuestError):
+    """There is no room for another container."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "TOO_MANY_CONTAINERS"
+
+
+class ContainerNotFound(GuestError):
+    """No container of this name."""
+
+    code = "NOT_FOUND"
+    reason = "CONTAINER_NOT_FOUND"
+
+
+class ContainerNotRunning(GuestError):
+    """The container's process does not run."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "CONTAINER_NOT_RUNNING"
+
+
+class GenerationNotFound(GuestError):
+    """No output of this generation is kept."""
+
+    code = "NOT_FOUND"
+    reason = "GENERATION_NOT_FOUND"
+
+
+class ExecNotFound(GuestError):
+    """No command of this id."""
+
+    code = "NOT_FOUND"
+    reason = "EXEC_NOT_FOUND"
+
+
+class ExecStartFailed(GuestError):
+    """The command could not be started."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "EXEC_START_FAILED"
+
+
+class ExecOffsetGone(GuestError):
+    """The output wanted was dropped, or the input has a gap."""
+
+    code = "OUT_OF_RANGE"
+    reason = "EXEC_OFFSET_GONE"
+
+
+class TooManyExecs(GuestError):
+    """There is no room for another command."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "TOO_MANY_EXECS"
+
+
+class ExecAttachedElsewhere(GuestError):
+    """A later stream took the command over."""
+
+    code = "ABORTED"
+    reason = "EXEC_ATTACHED_ELSEWHERE"

@@ -1,0 +1,1 @@
+"""Guest to host: Hello, and the reports."""

@@ -1,0 +1,76 @@
+"""Network namespaces of containers: empty but for `lo`, made by us so that they outlive a container's process.
+
+A socket belongs to the namespace it was made in, and a namespace is entered by a thread: so each visit is a thread that
+enters, does one small thing, and ends.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from cellmesh.guest import kernel
+from cellmesh.guest.boot import raise_loopback
+
+_Result = TypeVar("_Result")
+_FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+
+class NetworkNamespace:
+    """A network namespace, kept open by its descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def create(cls) -> "NetworkNamespace":
+        """Make one with `lo` up; raises OSError."""
+        return cls(_in_thread(_new_namespace))
+
+    @property
+    def path(self) -> str:
+        """A path by which another process of this machine can enter it."""
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
+    def open_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """Make a socket that lives in this namespace; raises OSError."""
+
+        def enter() -> socket.socket:
+            kernel.enter_network(self._descriptor)
+            return socket.socket(family, kind)
+
+        return _in_thread(enter)
+
+    def close(self) -> None:
+        """Let go of it; the kernel frees it with its last socket and process."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _new_namespace() -> int:
+    kernel.unshare(kernel.CLONE_NEWNET)
+    raise_loopback()
+    # Nothing else lives here, so no port needs a privilege.
+    _FIRST_PORT.write_text("0")
+    return os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _in_thread(visit: Callable[[], _Result]) -> _Result:
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(visit())
+        except BaseException as error:  # Carried to the caller's thread.
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

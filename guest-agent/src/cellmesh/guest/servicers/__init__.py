@@ -1,0 +1,1 @@
+"""Host to guest: each servicer decodes, calls the domain, and encodes."""
