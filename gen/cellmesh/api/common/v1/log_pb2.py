@@ -27,7 +27,7 @@ from cellmesh.api.common.v1 import exec_pb2 as cellmesh_dot_api_dot_common_dot_v
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n cellmesh/api/common/v1/log.proto\x12\x16\x63\x65llmesh.api.common.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!cellmesh/api/common/v1/exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x01\n\x08LogChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12>\n\x06stream\x18\x02 \x01(\x0e\x32$.cellmesh.api.common.v1.OutputStreamB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n cellmesh/api/common/v1/log.proto\x12\x16\x63\x65llmesh.api.common.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!cellmesh/api/common/v1/exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x01\n\x08LogChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12@\n\x06stream\x18\x02 \x01(\x0e\x32$.cellmesh.api.common.v1.OutputStreamB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.api.common.v1.log_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOGCHUNK'].fields_by_name['stream']._loaded_options = None
-  _globals['_LOGCHUNK'].fields_by_name['stream']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_LOGCHUNK'].fields_by_name['stream']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_LOGCHUNK'].fields_by_name['data']._loaded_options = None
   _globals['_LOGCHUNK'].fields_by_name['data']._serialized_options = b'\272H\006z\004\030\200\200\004'
   _globals['_LOGCHUNK']._serialized_start=158
-  _globals['_LOGCHUNK']._serialized_end=315
+  _globals['_LOGCHUNK']._serialized_end=317
 # @@protoc_insertion_point(module_scope)
