@@ -54,7 +54,7 @@ class LocalAuthority:
         """Let the next authority sign from now on; raise AuthorityFault if not everybody can have heard of it."""
         if self._clock() < self._next.since + pki.LEAF_LIFETIME:
             raise AuthorityFault(
-                f"The next authority was made less than {pki.LEAF_LIFETIME} ago: some do not accept it yet. Try again then."
+                f"The next authority is less than {pki.LEAF_LIFETIME} old: some do not accept it yet. Try again then."
             )
         _write(self._previous_path, self._current.pem)
         self._next_path.replace(self._current_path)
