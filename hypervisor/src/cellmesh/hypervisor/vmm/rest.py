@@ -1,0 +1,100 @@
+"""HTTP/1.1 over a unix socket, as much of it as cloud-hypervisor's REST API needs: one connection per request.
+
+cloud-hypervisor counts idle connections against a small limit, so none is kept. Its socket lies in a directory that a
+broken-out VMM could write, so the process at the other end is compared with the one that was started (SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellmesh.hypervisor.vmm.errors import VmmInvalid, VmmRefused, VmmTimeout, VmmUnreachable, shown
+
+MAX_BODY = 4 << 20
+"""cloud-hypervisor's own limit on a body, in bytes."""
+_MAX_HEAD = 16 << 10
+_NO_CONTENT = 204
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestClient:
+    """Sends requests to the API socket of one VMM."""
+
+    socket: Path
+    pid: int | None
+    """The process that must be listening; None to accept any."""
+
+    async def request(self, method: str, endpoint: str, body: object = None, *, seconds: float) -> object:
+        """Send one request and return the decoded JSON answer, None when it has no body.
+
+        Raises VmmUnreachable, VmmTimeout, VmmRefused or VmmInvalid.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                status, answer = await self._exchange(method, endpoint, body)
+        except TimeoutError:
+            raise VmmTimeout(f"cloud-hypervisor did not answer {endpoint} within {seconds:g} s.") from None
+        except (OSError, EOFError) as error:
+            raise VmmUnreachable(f"cloud-hypervisor cannot be reached for {endpoint}: {error}.") from error
+        except (ValueError, asyncio.LimitOverrunError) as error:
+            raise VmmInvalid(f"The answer to {endpoint} is not HTTP: {shown(str(error))}.") from error
+        if not 200 <= status < 300:
+            raise VmmRefused(endpoint, status, shown(answer))
+        return _decode(endpoint, answer)
+
+    async def _exchange(self, method: str, endpoint: str, body: object) -> tuple[int, bytes]:
+        reader, writer = await asyncio.open_unix_connection(self.socket, limit=_MAX_HEAD)
+        try:
+            self._check_peer(writer)
+            content = b"" if body is None else json.dumps(body).encode()
+            writer.write(_head(method, endpoint, len(content)) + content)
+            await writer.drain()
+            return await _answer(reader)
+        finally:
+            writer.transport.abort()
+
+    def _check_peer(self, writer: asyncio.StreamWriter) -> None:
+        if self.pid is None:
+            return
+        raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid: int = struct.unpack("3i", raw)[0]
+        if pid != self.pid:
+            raise VmmInvalid(f"The API socket is served by process {pid}, not by the VM's own process {self.pid}.")
+
+
+def _head(method: str, endpoint: str, length: int) -> bytes:
+    kind = "Content-Type: application/json\r\n" if length else ""
+    return (
+        f"{method} /api/v1/{endpoint} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
+        f"{kind}Content-Length: {length}\r\n\r\n"
+    ).encode("ascii")
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    version, code, *_ = head[0].split(" ")
+    if not version.startswith("HTTP/1.") or not code.isdecimal():
+        raise ValueError(head[0])
+    status = int(code)
+    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+    length = int(fields.get("content-length", "0"))
+    if status == _NO_CONTENT or length == 0:
+        return status, b""
+    if not 0 < length <= MAX_BODY:
+        raise ValueError(f"a body of {length} bytes")
+    return status, await reader.readexactly(length)
+
+
+def _decode(endpoint: str, answer: bytes) -> object:
+    if not answer:
+        return None
+    try:
+        decoded: object = json.loads(answer)
+    except (ValueError, RecursionError):
+        raise VmmInvalid(f"The answer to {endpoint} is not JSON: {shown(answer)}") from None
+    return decoded

@@ -1,0 +1,242 @@
+"""The one way in: everything the hypervisor does with a VM's processes and files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from cellmesh.hypervisor.vmm import adopt, bridges, disks, events, handle_file, ladder, layout, process, sweep
+from cellmesh.hypervisor.vmm.api import Api
+from cellmesh.hypervisor.vmm.cgroup import Cgroups
+from cellmesh.hypervisor.vmm.errors import InvalidVm, LaunchFailed, StillRunning, StopUnfinished, shown
+from cellmesh.hypervisor.vmm.launch import Launcher, kvm_group
+from cellmesh.hypervisor.vmm.layout import Layout
+from cellmesh.hypervisor.vmm.model import (
+    Adoption,
+    Budgets,
+    Cell,
+    Disk,
+    Doubtful,
+    Exit,
+    Gone,
+    Handle,
+    Probe,
+    Rung,
+    Running,
+    Stray,
+)
+from cellmesh.hypervisor.vmm.uids import Uids
+
+_LAUNCHES = 16
+"""How many VMs are started at once; more only make each of them slower."""
+_VERSION_SECONDS = 30.0
+_KILL_SECONDS = 30.0
+
+
+class Vmm:
+    """Starts, adopts, watches, stops and clears away the VMs of one host."""
+
+    def __init__(
+        self,
+        *,
+        binary: Path,
+        run_dir: Path,
+        state_dir: Path,
+        uid_base: int | None,
+        failpoint: Callable[[str], None],
+    ) -> None:
+        self._binary = binary
+        self._layout = Layout(run_dir=run_dir, state_dir=state_dir)
+        self._uids = Uids(state_dir / "uids", base=uid_base) if uid_base is not None and os.getuid() == 0 else None
+        self._cgroups = Cgroups.of_host()
+        self._failpoint = failpoint
+        self._launcher = Launcher(
+            binary=binary,
+            layout=self._layout,
+            separate=self._uids is not None,
+            cgroups=self._cgroups,
+            failpoint=failpoint,
+        )
+        self._starting = asyncio.Semaphore(_LAUNCHES)
+        self._asked: set[int] = set()
+        self._statuses: dict[int, int] = {}
+        self._version: str | None = None
+
+    async def version(self) -> str:
+        """Return what the binary says of itself, for instance `cloud-hypervisor v53.0.0`. Raises LaunchFailed."""
+        if self._version is None:
+            self._version = await self._ask_version()
+        return self._version
+
+    def directory(self, vm_id: str) -> Path:
+        """Return the VM's run directory. Raises InvalidVm."""
+        return self._layout.run(vm_id)
+
+    def hello_socket(self, vm_id: str) -> Path:
+        """Return where the host must listen before launch: what the guest dials as port 1025 of CID 2."""
+        return self.directory(vm_id) / f"vsock.sock_{layout.HELLO_PORT}"
+
+    def agent_socket(self, vm_id: str, epoch: int) -> Path:
+        """Return where the guest agent of that boot is reached."""
+        return self.directory(vm_id) / "in" / f"agent.{epoch}"
+
+    async def prepare(self, vm_id: str) -> None:
+        """Make the VM's directories and give it a uid; again does nothing. Raises InvalidVm, UidsExhausted."""
+        await asyncio.to_thread(self._prepare, vm_id)
+
+    async def own(self, path: Path, vm_id: str) -> None:
+        """Give a socket in the VM's run directory to its uid, mode 0600. Raises InvalidVm for anything else."""
+        if path.parent not in (self.directory(vm_id), self.directory(vm_id) / "in"):
+            raise InvalidVm(f"{path} is not in the run directory of VM {vm_id}.")
+        layout.own_socket(path, self._uid(vm_id))
+
+    async def ensure_data_disk(self, vm_id: str, size: int) -> Path:
+        """Return the VM's data disk, a sparse ext4 file of `size` bytes, making it if it is not there."""
+        path = self._layout.state(vm_id) / "data.raw"
+        templates = self._layout.state_dir / "templates"
+        uid = self._uid(vm_id) if self._uids else None
+        await asyncio.to_thread(disks.ensure_data_disk, path, size=size, templates=templates, uid=uid)
+        return path
+
+    async def launch(self, cell: Cell) -> Handle:
+        """Start a prepared VM; on failure nothing of the attempt is left, and the hello socket stays.
+
+        Raises StillRunning, DiskRefused, LaunchFailed, BridgeFailed or another VmmError.
+        """
+        async with self._starting:
+            return await self._launcher.launch(cell, uid=self._uid(cell.vm_id))
+
+    async def adopt(self, vm_id: str) -> Adoption:
+        """Find the VM's process again and its bridge, starting a new bridge if that died. Never kills."""
+        path = self._layout.handle(vm_id)
+        found = await asyncio.to_thread(adopt.identify, path, self.directory(vm_id))
+        if isinstance(found, Gone | Doubtful):
+            return found
+        adoption = await adopt.settle(found)
+        if not isinstance(adoption, Running):
+            return adoption
+        ensured = await bridges.ensure(adoption.handle)
+        await asyncio.to_thread(handle_file.write, path, ensured)
+        return Running(handle=ensured)
+
+    async def wait_exit(self, handle: Handle) -> Exit:
+        """Wait until the VM's process has ended, child or adopted, and say how."""
+        await process.wait(handle.pid, handle.start_ticks)
+        return self._exit(handle)
+
+    async def probe(self, handle: Handle) -> Probe:
+        """Ask the VMM for its version and state, within 4 s. Raises VmmUnreachable, VmmTimeout and their kin."""
+        api = Api.of(handle)
+        version, info = await api.ping(), await api.info()
+        past = await asyncio.to_thread(events.history, handle.directory / "events.json")
+        return Probe(version=version, state=info.state, reboots=past.reboots, panicked=past.panicked)
+
+    async def add_disk(self, handle: Handle, disk: Disk) -> None:
+        """Attach a disk to the running VM; one with the same serial is left as it is. Raises DiskRefused."""
+        await asyncio.to_thread(disks.check, disk)
+        await Api.of(handle).add_disk(disk)
+
+    async def listen(self, handle: Handle, name: str, port: int) -> Path:
+        """Join a host socket to a guest port and return its path, in/<name>. Raises BridgeFailed."""
+        await bridges.listen(handle, name, port)
+        return handle.directory / "in" / name
+
+    async def unlisten(self, handle: Handle, name: str) -> None:
+        """Take the host socket in/<name> away; its open connections go on. Raises BridgeFailed."""
+        await bridges.close(handle, name)
+
+    async def stop(self, handle: Handle, *, until: Rung = Rung.SIGKILL, budgets: Budgets | None = None) -> None:
+        """Stop the VM, gentlest first, no harder than `until`. Raises StopUnfinished if that was not enough."""
+        self._asked.add(handle.pid)
+        await ladder.climb(handle, until=until, budgets=budgets or Budgets(), failpoint=self._failpoint)
+        self._collect(handle.pid)
+
+    async def kill(self, handle: Handle) -> None:
+        """Kill the VM's process and wait until it is gone. Raises StopUnfinished if the kernel cannot end it."""
+        self._asked.add(handle.pid)
+        process.send_signal(handle.pid, handle.start_ticks, signal.SIGKILL)
+        if not await process.wait(handle.pid, handle.start_ticks, seconds=_KILL_SECONDS):
+            raise StopUnfinished(f"Process {handle.pid} of VM {handle.vm_id} did not die; the host's kernel holds it.")
+        self._collect(handle.pid)
+
+    async def clean(self, vm_id: str) -> None:
+        """Remove what a dead VM left: bridge, sockets, cgroup, run directory, handle. Raises StillRunning."""
+        run = self.directory(vm_id)
+        for pid in await asyncio.to_thread(sweep.vmm_processes, run):
+            if process.start_ticks(pid) is not None:
+                raise StillRunning(vm_id, pid)
+        await bridges.end_all(run)
+        self._cgroups.remove(run.name)
+        await asyncio.to_thread(layout.remove, run)
+        self._layout.handle(vm_id).unlink(missing_ok=True)
+        self._failpoint("clean.done")
+
+    async def destroy(self, vm_id: str) -> None:
+        """Clean, then remove the VM's disk and state and free its uid. Raises StillRunning."""
+        await self.clean(vm_id)
+        await asyncio.to_thread(layout.remove, self._layout.state(vm_id))
+        if self._uids:
+            await asyncio.to_thread(self._uids.release, vm_id)
+
+    def sweep(self, known: Collection[str]) -> list[Stray]:
+        """Return the processes and directories that belong to no known VM; none is touched."""
+        return list(sweep.strays(self._layout, known))
+
+    def warnings(self) -> list[str]:
+        """Return what this host lacks, each in a sentence with what to do."""
+        found: list[str] = []
+        if missing := self._cgroups.missing():
+            names = ", ".join(sorted(missing))
+            found.append(
+                f"cgroup v2 lacks {names}: VMs run without host limits; boot with systemd.unified_cgroup_hierarchy."
+            )
+        if self._uids is None:
+            found.append("VMs share the hypervisor's uid: run it as root with CELLMESH_UID_BASE to keep them apart.")
+        if not Path("/dev/kvm").exists():
+            found.append("/dev/kvm is missing: cloud-hypervisor cannot run; enable virtualisation or use the emulator.")
+        elif self._uids and kvm_group() is None:
+            found.append("/dev/kvm has no group of its own: a VM's uid cannot open it; chgrp kvm and chmod 0660 it.")
+        found += [
+            f"{name} is missing: install {package}."
+            for name, package in (("setpriv", "util-linux"), ("prlimit", "util-linux"), ("mke2fs", "e2fsprogs"))
+            if process.tool(name) is None
+        ]
+        return found
+
+    def _prepare(self, vm_id: str) -> None:
+        layout.short(vm_id)
+        uid = self._uids.allocate(vm_id) if self._uids else os.getuid()
+        self._layout.make(vm_id, uid=uid, separate=self._uids is not None)
+
+    def _uid(self, vm_id: str) -> int:
+        return self._uids.allocate(vm_id) if self._uids else os.getuid()
+
+    def _collect(self, pid: int) -> None:
+        if (status := process.reap(pid)) is not None:
+            self._statuses[pid] = status
+
+    def _exit(self, handle: Handle) -> Exit:
+        self._collect(handle.pid)
+        status = self._statuses.pop(handle.pid, None)
+        code = os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
+        number = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None
+        past = events.history(handle.directory / "events.json")
+        reason = past.reason(asked=handle.pid in self._asked, killed=number is not None)
+        self._asked.discard(handle.pid)
+        return Exit(reason=reason, code=code, signal=number)
+
+    async def _ask_version(self) -> str:
+        try:
+            asked = await asyncio.create_subprocess_exec(
+                self._binary, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env={}
+            )
+            async with asyncio.timeout(_VERSION_SECONDS):
+                said, _ = await asked.communicate()
+        except (OSError, TimeoutError) as error:
+            raise LaunchFailed(f"{self._binary} does not tell its version: {error!r}; set CELLMESH_VMM.") from error
+        if asked.returncode or not said.strip():
+            raise LaunchFailed(f"{self._binary} does not tell its version; set CELLMESH_VMM to a cloud-hypervisor.")
+        return shown(said.splitlines()[0])
