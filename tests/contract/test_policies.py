@@ -1,0 +1,118 @@
+"""Every RPC says how it is to be called, and a contract that does not is noticed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
+
+from cellmesh.api.options.v1 import method_pb2
+from cellmesh.mesh.policy import Retry, missing_policies, policy_of
+from support.contracts import FILES, METHODS, path_of
+
+_READS = re.compile(r"^(Get|List|Watch|Stream|Check)[A-Z]")
+
+
+def test_every_rpc_has_a_complete_policy() -> None:
+    """No contract of ours has an RPC without a policy, or with one that makes no sense."""
+    assert METHODS
+    assert missing_policies(FILES) == []
+
+
+def test_policy_is_read_as_written(method: MethodDescriptor) -> None:
+    """Deadlines are ordered, and retries are said where and only where there are any."""
+    policy = policy_of(path_of(method))
+    assert 0 < policy.default_deadline <= policy.max_deadline <= 86400
+    assert (policy.max_attempts == 1 and policy.retry_percent == 0) == (policy.retry is Retry.NONE)
+    assert policy.callers
+
+
+def test_mutations_carry_a_request_id(method: MethodDescriptor) -> None:
+    """What an outside caller may change can be sent twice without being done twice."""
+    if not method.full_name.startswith("cellmesh.api.hypervisor.") or _READS.match(method.name):
+        return
+    if method.client_streaming:
+        # Exec: its `exec_id` does what a request_id does, in the first frame.
+        assert policy_of(path_of(method)).retry is Retry.NONE
+        return
+    assert policy_of(path_of(method)).retry is Retry.REQUEST_ID
+    assert "request_id" in method.input_type.fields_by_name
+
+
+def test_reads_are_safe_to_repeat(method: MethodDescriptor) -> None:
+    """An RPC named as a read has no side effects, so that a caller may retry it."""
+    if _READS.match(method.name):
+        assert policy_of(path_of(method)).retry is Retry.SAFE
+        assert "request_id" not in method.input_type.fields_by_name
+
+
+def test_messages_are_named_after_their_rpc(method: MethodDescriptor) -> None:
+    """Each RPC has a request and an answer of its own, so that either can grow."""
+    assert method.input_type.name == f"{method.name}Request"
+    assert method.output_type.name == f"{method.name}Response"
+
+
+def _planted(option: method_pb2.MethodPolicy | None) -> list[str]:
+    """Return what the check says of a contract with one RPC of this policy."""
+    file = descriptor_pb2.FileDescriptorProto(
+        name="planted.proto", package="planted", syntax="proto3", dependency=[method_pb2.DESCRIPTOR.name]
+    )
+    file.message_type.add(name="PlantRequest")
+    file.message_type.add(name="PlantResponse")
+    rpc = file.service.add(name="PlantService").method.add(
+        name="Plant", input_type=".planted.PlantRequest", output_type=".planted.PlantResponse"
+    )
+    if option is not None:
+        rpc.options.Extensions[method_pb2.method].CopyFrom(option)
+    pool = descriptor_pool.DescriptorPool()
+    for known in (*method_pb2.DESCRIPTOR.dependencies, method_pb2.DESCRIPTOR):
+        copy = descriptor_pb2.FileDescriptorProto()
+        known.CopyToProto(copy)
+        pool.Add(copy)
+    pool.Add(file)
+    return missing_policies([pool.FindFileByName("planted.proto")])
+
+
+def _policy(**changes: Any) -> method_pb2.MethodPolicy:
+    """Return a good policy but for some fields; None leaves a field out."""
+    whole = {
+        "default_deadline": Duration(seconds=2),
+        "max_deadline": Duration(seconds=5),
+        "retry": method_pb2.RETRY_CLASS_SAFE,
+        "retry_budget": method_pb2.RetryBudget(max_attempts=3, percent=20),
+        "callers": [method_pb2.ROLE_OPERATOR],
+    }
+    return method_pb2.MethodPolicy(**{**whole, **changes})
+
+
+def test_whole_policy_is_accepted() -> None:
+    """The plants below differ from a good policy only by what each is about."""
+    assert _planted(_policy()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "fault"),
+    [
+        (None, "has no (cellmesh.api.options.v1.method)"),
+        (_policy(default_deadline=None), "longer than nothing"),
+        (_policy(default_deadline=Duration(seconds=6)), "longer than max_deadline"),
+        (_policy(retry=None), "retry is not set"),
+        (_policy(retry=method_pb2.RETRY_CLASS_NONE), "stands beside RETRY_CLASS_NONE"),
+        (_policy(retry_budget=None), "retry_budget needs"),
+        (_policy(retry_budget=method_pb2.RetryBudget(max_attempts=6, percent=20)), "retry_budget needs"),
+        (_policy(retry_budget=method_pb2.RetryBudget(max_attempts=3, percent=101)), "retry_budget needs"),
+        (_policy(retry=method_pb2.RETRY_CLASS_REQUEST_ID), "has no request_id"),
+        (_policy(callers=None), "nobody may call"),
+        (_policy(callers=[method_pb2.ROLE_UNSPECIFIED]), "never granted"),
+        (_policy(callers=[method_pb2.ROLE_OPERATOR] * 2), "twice"),
+    ],
+)
+def test_planted_fault_is_found(option: method_pb2.MethodPolicy | None, fault: str) -> None:
+    """A contract whose RPC has no policy, or a senseless one, fails the check by name."""
+    found = _planted(option)
+    assert len(found) >= 1
+    assert any(line.startswith("/planted.PlantService/Plant: ") and fault in line for line in found)
