@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cellmesh.image import GuestImage
+from cellmesh.image import ContainerImage, GuestImage
 from support import images, leftovers
 
 BEFORE = pytest.StashKey[leftovers.Snapshot]()
@@ -30,3 +30,9 @@ def machine_before(pytestconfig: pytest.Config) -> leftovers.Snapshot:
 def guest_image() -> GuestImage:
     """Give the guest image with the agent of this checkout; the first build of a machine takes half a minute."""
     return images.guest_image()
+
+
+@pytest.fixture(scope="session")
+def example_images() -> dict[str, ContainerImage]:
+    """Give the example images of this checkout, by name: `live` and `dev`."""
+    return images.example_images()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
-from cellmesh.image import GuestImage, ImageStore, build_guest
+from cellmesh.image import ContainerImage, GuestImage, ImageStore, build_guest
 from cellmesh.image.cache import default_cache
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 KEPT = 8
 """How many guest images stay; each is about 120 MB and every change of the agent makes one."""
 
@@ -23,6 +28,15 @@ def guest_image() -> GuestImage:
     store.set_default_guest(image.digest)
     _forget_old(store, image.digest)
     return image
+
+
+def example_images() -> dict[str, ContainerImage]:
+    """Return the example images by name (`live`, `dev`) as they are in the checkout."""
+    store = shared_store()
+    with tempfile.TemporaryDirectory(prefix="cellmesh-examples-") as name:
+        layouts = Path(name)
+        subprocess.run([sys.executable, EXAMPLES / "build.py", layouts], check=True, stdout=subprocess.DEVNULL)
+        return {path.name: store.container(store.import_container(path)) for path in layouts.iterdir()}
 
 
 def _forget_old(store: ImageStore, current: str) -> None:

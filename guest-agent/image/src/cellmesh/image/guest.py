@@ -15,13 +15,21 @@ from cellmesh.image.erofs import write_erofs
 from cellmesh.image.errors import BuildFailed
 from cellmesh.image.initramfs import build_initramfs
 from cellmesh.image.kernel import find_kernel, unpack_kernel
-from cellmesh.image.lock import BUSYBOX, Lock
+from cellmesh.image.lock import KERNEL_IMAGE, Lock
 from cellmesh.image.manifest import SOURCE_DATE_EPOCH, Package, describe, guest_manifest
 from cellmesh.image.progress import Progress, silent
 from cellmesh.image.root import MODULES, add_directory, base_tree, compile_modules, prepared_root
 from cellmesh.image.store import ImageStore
 from cellmesh.image.tree import File, Tree
+from cellmesh.image.wheels import is_wheel
 
+ROOT_DEBS = (
+    "crun", "libc6", "libcap2", "libexpat1", "libffi8", "libgcc-s1", "libpython3.13-minimal", "libpython3.13-stdlib",
+    "libseccomp2", "libstdc++6", "libsystemd0", "libuuid1", "libyajl2", "python3.13-minimal", "zlib1g",
+)  # fmt: skip
+WHEELS = ("grpcio", "grpcio-health-checking", "protobuf", "typing_extensions")
+KERNEL = "linux-image-cloud-amd64"
+BUSYBOX = "busybox-static"
 # hvc0: a UART costs a trap per byte. panic=1: the VMM sees a reboot, not a hang. cryptomgr.notests: the ciphers were
 # tested when the kernel was built; it saves 0.3 of 4.9 s of an emulated boot, and no other setting tried saved any.
 CMDLINE = "console=hvc0 quiet loglevel=3 panic=1 cgroup_no_v1=all random.trust_cpu=on cryptomgr.notests"
@@ -45,9 +53,10 @@ def build_guest(
     """
     build = BuildCache(cache or default_cache())
     progress("packages", 0, STAGES)
-    chosen = Lock(build).packages(packages, refresh=refresh)
+    lock = Lock(build, deb_names=(*ROOT_DEBS, KERNEL, BUSYBOX), wheel_names=WHEELS)
+    chosen = lock.packages(packages, refresh=refresh)
     progress("root", 1, STAGES)
-    prepared = prepared_root(build, chosen)
+    prepared = prepared_root(build, [package for package in chosen if is_wheel(package) or package.name in ROOT_DEBS])
     with store.draft() as draft, build.scratch() as spool:
         progress("agent", 2, STAGES)
         tree = base_tree(prepared)
@@ -109,7 +118,7 @@ def _write_boot_files(build: BuildCache, packages: Iterable[Package], draft: Pat
     """Write kernel and initramfs and return the kernel's release."""
     tree = Tree()
     for package in packages:
-        if package.name.startswith("linux-image-") or package.name == BUSYBOX:
+        if KERNEL_IMAGE.fullmatch(package.name) or package.name == BUSYBOX:
             debian.unpack(tree, build, package, spool)
     release, image = find_kernel(tree)
     (draft / "vmlinux").write_bytes(unpack_kernel(image))

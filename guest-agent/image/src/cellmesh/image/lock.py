@@ -1,4 +1,4 @@
-"""Which packages a guest image is made from: given, remembered, or looked up."""
+"""Which packages an image is made from: given, remembered, or looked up."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cellmesh.image import debian, wheels
 from cellmesh.image.cache import BuildCache
 from cellmesh.image.errors import BuildFailed
 from cellmesh.image.manifest import Package, canonical
-from cellmesh.image.root import DEBIAN, WHEELS
 
-KERNEL = "linux-image-cloud-amd64"
-BUSYBOX = "busybox-static"
-_KERNEL_IMAGE = re.compile(r"linux-image-\d.*")
+KERNEL_IMAGE = re.compile(r"linux-image-\d.*")
+"""The package the kernel's meta package stands for."""
 
 
 class Lock:
-    """The exact packages of a build, their files in the cache."""
+    """The exact packages of a build, their files in the cache; `deb_names` and `wheel_names` are what is wanted."""
 
-    def __init__(self, cache: BuildCache) -> None:
+    def __init__(self, cache: BuildCache, *, deb_names: Sequence[str], wheel_names: Sequence[str] = ()) -> None:
         self._cache = cache
+        self._deb_names = deb_names
+        self._wheel_names = wheel_names
 
-    def packages(self, given: Sequence[Package] | None, *, refresh: bool) -> tuple[Package, ...]:
+    def packages(self, given: Sequence[Package] | None = None, *, refresh: bool = False) -> tuple[Package, ...]:
         """Return `given`, else what was found last time unless `refresh`, else what is offered now.
 
         Raises BuildFailed if a given package is offered no more.
@@ -34,14 +34,16 @@ class Lock:
         if given is not None:
             self._fetch(given)
             return tuple(given)
-        pins = wheels.installed(WHEELS)
-        wanted = {"suite": debian.SUITE, "debian": [*DEBIAN, KERNEL, BUSYBOX], "wheels": pins}
+        pins = wheels.installed(self._wheel_names)
+        wanted = {"suite": debian.SUITE, "debian": [*self._deb_names], "wheels": pins}
         path = self._cache.file("locks", hashlib.sha256(canonical(wanted)).hexdigest())
         if path.is_file() and not refresh:
             found = tuple(Package(**package) for package in json.loads(path.read_bytes())["packages"])
             self._fetch(found)
             return found
-        found = debian.resolve(self._cache, (*DEBIAN, KERNEL, BUSYBOX), is_used) + wheels.resolve(self._cache, pins)
+        found = debian.resolve(self._cache, self._deb_names, self._is_used)
+        if pins:
+            found += wheels.resolve(self._cache, pins)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_bytes(canonical({"packages": [asdict(package) for package in found]}))
         partial.replace(path)
@@ -50,12 +52,12 @@ class Lock:
     def _fetch(self, packages: Sequence[Package]) -> None:
         """Download what the cache lacks, by exact version."""
         lacking = [package for package in packages if self._cache.package(package.sha256) is None]
-        pins = [package for package in lacking if package.source != wheels.SOURCE]
+        debs = [f"{package.name}={package.version}" for package in lacking if not wheels.is_wheel(package)]
+        if debs:
+            debian.resolve(self._cache, debs, self._is_used)
+        pins = [f"{package.name}=={package.version}" for package in lacking if wheels.is_wheel(package)]
         if pins:
-            debian.resolve(self._cache, [f"{package.name}={package.version}" for package in pins], is_used)
-        if len(pins) < len(lacking):
-            named = [f"{package.name}=={package.version}" for package in lacking if package.source == wheels.SOURCE]
-            wheels.resolve(self._cache, named)
+            wheels.resolve(self._cache, pins)
         for package in lacking:
             if self._cache.package(package.sha256) is None:
                 raise BuildFailed(
@@ -64,7 +66,6 @@ class Lock:
                     "build again from the newest packages.",
                 )
 
-
-def is_used(name: str) -> bool:
-    """Tell whether files of this Debian package go into an image; the rest only came along as dependencies."""
-    return name in DEBIAN or name == BUSYBOX or _KERNEL_IMAGE.fullmatch(name) is not None
+    def _is_used(self, name: str) -> bool:
+        """Tell whether a Debian package was asked for; the rest only came along as dependencies."""
+        return name in self._deb_names or KERNEL_IMAGE.fullmatch(name) is not None

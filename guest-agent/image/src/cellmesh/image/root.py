@@ -18,11 +18,6 @@ PYTHON = "usr/bin/python3.13"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 STANDARD_LIBRARY = "usr/lib/python3.13"
 MODULES = "usr/lib/cellmesh"
-DEBIAN = (
-    "crun", "libc6", "libcap2", "libexpat1", "libffi8", "libgcc-s1", "libpython3.13-minimal", "libpython3.13-stdlib",
-    "libseccomp2", "libstdc++6", "libsystemd0", "libuuid1", "libyajl2", "python3.13-minimal", "zlib1g",
-)  # fmt: skip
-WHEELS = ("grpcio", "grpcio-health-checking", "protobuf", "typing_extensions")
 # Beginnings of paths, so a name also covers what starts with it.
 UNWANTED_FILES = (
     "etc", "usr/include/", "usr/sbin/", "usr/share/", "usr/lib/python3/", "usr/lib/systemd/", "usr/lib/tmpfiles.d",
@@ -54,8 +49,8 @@ ETC = {
 
 def prepared_root(cache: BuildCache, packages: Iterable[Package]) -> Path:
     """Return a directory with the root these packages give, every module of it compiled."""
-    chosen = [package for package in packages if _is_wheel(package) or package.name in DEBIAN]
-    key = hashlib.sha256(canonical({"prepared": PREPARED, "sha256": sorted(package.sha256 for package in chosen)}))
+    chosen = sorted(packages, key=lambda package: package.name)
+    key = hashlib.sha256(canonical({"prepared": PREPARED, "sha256": [package.sha256 for package in chosen]}))
     with cache.prepared("roots", key.hexdigest()) as (directory, ready):
         if not ready:
             with cache.scratch() as spool:
@@ -127,13 +122,9 @@ def compile_modules(root: Path, directory: Path, shown: str) -> None:
 def _assemble(cache: BuildCache, packages: Iterable[Package], spool: Path) -> Tree:
     tree = Tree()
     for package in packages:
-        if _is_wheel(package):
+        if wheels.is_wheel(package):
             wheels.unpack(tree, cache, package, MODULES)
         else:
             debian.unpack(tree, cache, package, spool)
     prune(tree.root, lambda path: path.startswith(UNWANTED))
     return tree
-
-
-def _is_wheel(package: Package) -> bool:
-    return package.source == wheels.SOURCE

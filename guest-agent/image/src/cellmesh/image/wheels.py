@@ -24,6 +24,11 @@ def installed(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{name}=={importlib.metadata.version(name)}" for name in names)
 
 
+def is_wheel(package: Package) -> bool:
+    """Tell a wheel from a Debian package."""
+    return package.source == SOURCE
+
+
 def resolve(cache: BuildCache, pins: Iterable[str]) -> tuple[Package, ...]:
     """Download exactly these `name==version` as wheels for the guest, without dependencies."""
     with cache.scratch() as work:
