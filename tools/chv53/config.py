@@ -43,13 +43,9 @@ _DISK: Json = {
     "image_type": "Unknown",
     "lock_granularity": "ByteRange",
 }
+_FIRST_GUEST_CID = 3
 _FLAGS = ("pvpanic", "iommu", "watchdog", "landlock_enable")
 _PAYLOAD_KEYS = ("firmware", "kernel", "cmdline", "initramfs")
-NOT_BOOTABLE = (
-    "Failed to validate config",
-    "Payload configuration is not bootable",
-    "No bootitem provided: neither firmware nor kernel",
-)
 
 
 class BadConfigError(Exception):
@@ -60,7 +56,7 @@ def parse_vm(given: Json) -> Json:
     """Return the whole configuration that `given` stands for; raises BadConfigError."""
     config: Json = {
         "cpus": _filled(_CPUS, given.get("cpus"), "cpus"),
-        "memory": _filled(_MEMORY, given.get("memory"), "memory"),
+        "memory": _memory(given.get("memory")),
     }
     if given.get("payload") is not None:
         payload = _object(given["payload"], "payload")
@@ -87,10 +83,20 @@ def parse_disk(given: Any) -> Json:
     return {key: value for key, value in disk.items() if value is not None}
 
 
-def bootable(config: Json) -> bool:
-    """Whether there is something to boot."""
+def why_invalid(config: Json) -> tuple[str, ...] | None:
+    """Return what validation at boot says against a configuration, None if nothing."""
+    failed = "Failed to validate config"
     payload = config.get("payload", {})
-    return "kernel" in payload or "firmware" in payload
+    if "kernel" not in payload and "firmware" not in payload:
+        reason = "No bootitem provided: neither firmware nor kernel"
+        return failed, "Payload configuration is not bootable", reason
+    cpus = config["cpus"]
+    if cpus["max_vcpus"] < cpus["boot_vcpus"]:
+        return failed, f"Max CPUs ({cpus['max_vcpus']}) lower than boot CPUs ({cpus['boot_vcpus']})"
+    cid = config.get("vsock", {}).get("cid", _FIRST_GUEST_CID)
+    if cid < _FIRST_GUEST_CID:
+        return failed, f"{cid} is a special VSOCK CID"
+    return None
 
 
 def memory_bytes(config: Json) -> int:
@@ -106,6 +112,12 @@ def _vsock(given: Json) -> Json:
             raise BadConfigError(f"invalid type for `{key}`")
     vsock = {"pci_segment": 0, "cid": given["cid"], "socket": given["socket"]}
     return {"id": given["id"], **vsock} if "id" in given else vsock
+
+
+def _memory(given: Any) -> Json:
+    if given is not None and "size" not in _object(given, "memory"):
+        raise BadConfigError("missing field `size`")
+    return _filled(_MEMORY, given, "memory")
 
 
 def _console(given: Any, default: str) -> Json:

@@ -16,13 +16,12 @@ from typing import Any
 from chv53 import answers
 from chv53.answers import Answer, ApiError
 from chv53.config import (
-    NOT_BOOTABLE,
     BadConfigError,
     Json,
-    bootable,
     memory_bytes,
     parse_disk,
     parse_vm,
+    why_invalid,
 )
 from chv53.events import EventLog
 from chv53.machine import Exit, Machine, MachineError
@@ -132,8 +131,9 @@ class Vmm:
         self._events.write("vm", "booting")
         if self._config is None:
             raise ApiError(failed, answers.MISSING_CONFIG)
-        if not bootable(self._config):
-            raise ApiError(failed, *NOT_BOOTABLE)
+        problem = why_invalid(self._config)
+        if problem is not None:
+            raise ApiError(failed, *problem)
         self._name_devices(self._config)
         await self._start(failed)
         self._events.write("vm", "booted")
@@ -236,8 +236,9 @@ class Vmm:
             return answers.errors(400, "Failed to deserialize JSON", str(error))
         if self._config is None:
             raise ApiError(failed, answers.NOT_CREATED)
-        if not bootable(self._config):
-            raise ApiError(failed, *NOT_BOOTABLE)
+        problem = why_invalid(self._config)
+        if problem is not None:
+            raise ApiError(failed, *problem)
         disks = self._config.setdefault("disks", [])
         if self._machine is None:
             disks.append(disk)
@@ -263,7 +264,7 @@ class Vmm:
             return answers.errors(400, "Failed to deserialize JSON", "missing field `id`")
         disks = self._config.get("disks", [])
         if not any(disk.get("id") == device for disk in disks):
-            raise ApiError(failed, "Error from device manager", f"Unknown device id: {device}")
+            raise ApiError(failed, *_unknown_device(device, running=self._machine is not None))
         if self._machine is not None:
             await self._machine.remove_device(device)
         self._config["disks"] = [disk for disk in disks if disk.get("id") != device]
@@ -287,6 +288,12 @@ def _same_state(action: str, state: str) -> tuple[str, ...]:
         f"Failed to {action} migratable component",
         f"Invalid transition: InvalidStateTransition({state}, {state})",
     )
+
+
+def _unknown_device(device: str, *, running: bool) -> tuple[str, ...]:
+    if running:
+        return "Error from device manager", f"Failed to find device corresponding to the given identifier: {device}"
+    return (f'No device with id "{device}" to remove',)
 
 
 def _decode(body: bytes) -> dict[str, Any]:

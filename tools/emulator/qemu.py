@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chv53 import boot_files
 from chv53.config import Json
 from chv53.machine import Exit, MachineError
 from emulator.qemu_arguments import HOTPLUG_PORTS, arguments, block_device, block_node, device_name
@@ -47,7 +48,7 @@ class Qemu:
 
     async def boot(self) -> None:
         """Start QEMU; returns when its control socket answers and the processors run."""
-        self._check_files()
+        boot_files.check(self._config)
         control, theirs = socket.socketpair()
         vsock = self._open_vsock()
         try:
@@ -94,7 +95,7 @@ class Qemu:
 
     async def add_disk(self, disk: Json) -> int:
         """Plug a disk into a free root port."""
-        _check_disk(disk)
+        boot_files.check_disk(disk)
         free = sorted(set(range(HOTPLUG_PORTS)) - set(self._ports.values()))
         if not free:
             raise MachineError("Error from device manager", "No available PCI device slot")
@@ -113,16 +114,6 @@ class Qemu:
         latency = {f"{way}_latency_{kind}": value for way in ("read", "write") for kind, value in _IDLE_LATENCY.items()}
         return {disk["id"]: {**counts, **latency} for disk in self._config.get("disks", [])}
 
-    def _check_files(self) -> None:
-        for disk in self._config.get("disks", []):
-            _check_disk(disk)
-        payload = self._config["payload"]
-        for name in ("kernel", "initramfs"):
-            if name in payload:
-                problem = _why_unreadable(payload[name])
-                if problem is not None:
-                    raise MachineError(f"Cannot open {name} file", problem)
-
     def _open_vsock(self) -> socket.socket | None:
         vsock = self._config.get("vsock")
         if vsock is None:
@@ -132,12 +123,7 @@ class Qemu:
             self._vsock = VsockDevice(Path(vsock["socket"]), guest_cid=vsock["cid"], front_end=ours)
         except OSError as error:
             theirs.close()
-            raise MachineError(
-                "Error from device manager",
-                "Cannot create virtio-vsock backend",
-                "Error binding to the host-side Unix socket",
-                f"{error.strerror} (os error {error.errno})",
-            ) from error
+            raise boot_files.vsock_error(error) from error
         return theirs
 
     def _start(self, control: socket.socket, vsock: socket.socket | None) -> None:
@@ -192,19 +178,3 @@ class Qemu:
 
 def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _check_disk(disk: Json) -> None:
-    problem = _why_unreadable(disk["path"])
-    if problem is not None:
-        raise MachineError(
-            "Error from device manager", "Cannot open disk path", f"I/O error (path={disk['path']} op=open)", problem
-        )
-
-
-def _why_unreadable(path: str) -> str | None:
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        return f"{error.strerror} (os error {error.errno})"
-    return None
