@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from support.samples import Known, Path, parent, paths, put, sample, violations, written
@@ -111,7 +112,7 @@ def concerns(found: str, field: str) -> bool:
 def _raw(descriptor: Descriptor, kind: str, data: bytes) -> Mutant:
     if data:
         return Mutant(field="", kind=kind, data=data, undecodable=True)
-    return Mutant(field="", kind=kind, data=data, broken=tuple(violations(sample(descriptor, {}).__class__())))
+    return Mutant(field="", kind=kind, data=data, broken=tuple(violations(GetMessageClass(descriptor)())))
 
 
 def _not_utf8(descriptor: Descriptor, path: Path, known: Known) -> Mutant:
@@ -151,11 +152,6 @@ def _odd_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     elif field.message_type == Timestamp.DESCRIPTOR:
         yield from BAD_TIMESTAMPS.items()
     elif field.message_type is not None:
-        yield "empty", _empty(field)
+        yield "empty", GetMessageClass(field.message_type)()
     else:
         yield from ((f"{value}", value) for value in BAD_INTEGERS[field.cpp_type])
-
-
-def _empty(field: FieldDescriptor) -> Message:
-    made: Message = field.message_type._concrete_class()
-    return made

@@ -18,9 +18,9 @@ from cellmesh.api.hypervisor.v1 import error_reason_pb2 as hypervisor
 _DETAILS = "grpc-status-details-bin"
 _ENOUGH = 2
 _REASONS = {
-    "cellmesh": common.ErrorReason,
-    "hypervisor.cellmesh": hypervisor.ErrorReason,
-    "guest.cellmesh": guest.ErrorReason,
+    "cellmesh": frozenset(common.ErrorReason.keys()),
+    "hypervisor.cellmesh": frozenset(hypervisor.ErrorReason.keys()),
+    "guest.cellmesh": frozenset(guest.ErrorReason.keys()),
 }
 
 
@@ -44,8 +44,7 @@ class Outcome:
     @property
     def in_contract(self) -> bool:
         """Tell whether the error's reason stands in the contract's enums."""
-        reasons = _REASONS.get(self.domain)
-        return reasons is not None and f"ERROR_REASON_{self.reason}" in reasons.keys()
+        return f"ERROR_REASON_{self.reason}" in _REASONS.get(self.domain, frozenset())
 
 
 def methods(*files: FileDescriptor) -> Iterator[MethodDescriptor]:
@@ -84,7 +83,8 @@ async def call(to: grpc.aio.Channel, method: MethodDescriptor, *frames: bytes, s
 
 def _outcome(error: grpc.aio.AioRpcError, answers: int) -> Outcome:
     said: dict[str, Any] = {"code": error.code().name, "message": error.details() or "", "answers": answers}
-    for key, value in error.trailing_metadata() or ():
+    metadata: Any = error.trailing_metadata()
+    for key, value in metadata or ():
         if key == _DETAILS and isinstance(value, bytes):
             said |= _details(status_pb2.Status.FromString(value))
     return Outcome(**said)
