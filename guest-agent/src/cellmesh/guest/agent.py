@@ -19,6 +19,7 @@ from cellmesh.guest.containers.memory_watch import MemoryWatch
 from cellmesh.guest.containers.registry import Containers
 from cellmesh.guest.containers.rootfs import Places, discard_layers
 from cellmesh.guest.containers.slots import Slots
+from cellmesh.guest.exec.sessions import Sessions
 from cellmesh.guest.host.channel import open_channel
 from cellmesh.guest.host.hello import say_hello
 from cellmesh.guest.host.reporter import Reporter
@@ -54,8 +55,9 @@ async def run_agent(reaper: Reaper) -> None:
         containers = Containers(
             runtime=runtime, slots=Slots(places.data / "slots.json"), random=random.random, group=group
         )
+        sessions = Sessions(containers, group)
         shutdown = Shutdown(containers.stop_all)
-        server = _server(identity, containers, shutdown)
+        server = _server(identity, containers, sessions, shutdown)
         await server.start()
         vsock.Relay(
             vsock.listen_vsock(vsock.AGENT_PORT), lambda: vsock.dial_unix(_AGENT_SOCKET), peer_cid=vsock.HOST_CID
@@ -65,14 +67,15 @@ async def run_agent(reaper: Reaper) -> None:
         memory.attach(containers.count_oom_kills)
         await shutdown.finished.wait()
         await server.stop(_LAST_ANSWER)
+        sessions.stop()
         talk.cancel()
 
 
-def _server(identity: Identity, containers: Containers, shutdown: Shutdown) -> grpc.aio.Server:
+def _server(identity: Identity, containers: Containers, sessions: Sessions, shutdown: Shutdown) -> grpc.aio.Server:
     server = grpc.aio.server(options=_SERVER_OPTIONS)
     guest_service_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(identity, shutdown), server)
     container_service_pb2_grpc.add_GuestContainerServiceServicer_to_server(
-        GuestContainerServicer(identity, containers), server
+        GuestContainerServicer(identity, containers, sessions), server
     )
     server.add_generic_rpc_handlers((HealthServicer(containers).handler(),))
     server.add_insecure_port(f"unix:{_AGENT_SOCKET}")

@@ -17,11 +17,12 @@ class Process:
     pid: int
     exited: asyncio.Future[int]
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal, unless the process has been collected already."""
+    def send_signal(self, number: int, *, group: bool = False) -> None:
+        """Send a signal, to its whole process group if asked, unless the process has been collected already."""
         if not self.exited.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+            for send in (os.killpg, os.kill) if group else (os.kill,):
+                with contextlib.suppress(ProcessLookupError):
+                    send(self.pid, number)
 
 
 class Reaper:
@@ -79,7 +80,9 @@ class Reaper:
                 actions.append((os.POSIX_SPAWN_DUP2, source, target))
         # Python ignores SIGPIPE; a program that inherits that fails in ways its author never saw.
         reset = [signal.SIGPIPE, signal.SIGXFSZ]
-        pid = os.posix_spawnp(argv[0], list(argv), dict(environment), file_actions=actions, setsigdef=reset)
+        pid = os.posix_spawnp(
+            argv[0], list(argv), dict(environment), file_actions=actions, setsigdef=reset, setsid=True
+        )
         return Process(pid=pid, exited=self._register(pid))
 
     @contextlib.contextmanager

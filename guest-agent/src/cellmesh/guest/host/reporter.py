@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import grpc.aio
@@ -67,7 +67,7 @@ class Reporter:
             await say_hello(self._stub, self._identity.boot_id)
 
     async def _stream(self) -> None:
-        call = self._stub.Report(timeout=_LONGEST_STREAM)
+        call = self._stub.Report(None, timeout=_LONGEST_STREAM)
         try:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._write(call))
@@ -120,5 +120,6 @@ class Reporter:
 
 
 def _asked_pause(error: grpc.aio.AioRpcError) -> float:
-    details = [value for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"]
+    trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    details = [value for key, value in trailing if key == "grpc-status-details-bin"]
     return retry_delay(details[0]) if details else 0.0

@@ -1,6 +1,7 @@
 """GuestContainerService: the containers."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import cast
 
 from cellmesh.api.common.v1 import exec_pb2, log_pb2
@@ -8,9 +9,11 @@ from cellmesh.api.guest.v1 import container_service_pb2, container_service_pb2_g
 from cellmesh.guest.containers.logs import LogRing, Slice
 from cellmesh.guest.containers.registry import Containers
 from cellmesh.guest.errors import GenerationNotFound, InvalidRequest
+from cellmesh.guest.exec.sessions import Sessions
 from cellmesh.guest.identity import Identity
 from cellmesh.guest.servicers import codec
 from cellmesh.guest.servicers.answer import Context, answered
+from cellmesh.guest.servicers.exec import serve_exec
 
 _LOG_HEARTBEAT = 15.0
 
@@ -18,9 +21,10 @@ _LOG_HEARTBEAT = 15.0
 class GuestContainerServicer(container_service_pb2_grpc.GuestContainerServiceServicer):
     """Answers for the containers."""
 
-    def __init__(self, identity: Identity, containers: Containers) -> None:
+    def __init__(self, identity: Identity, containers: Containers, sessions: Sessions) -> None:
         self._identity = identity
         self._containers = containers
+        self._sessions = sessions
 
     @answered
     async def StartContainer(
@@ -50,6 +54,13 @@ class GuestContainerServicer(container_service_pb2_grpc.GuestContainerServiceSer
         """List the containers by name."""
         statuses = [codec.encode_status(status) for status in self._containers.statuses()]
         return container_service_pb2.ListContainersResponse(containers=statuses)
+
+    @answered
+    async def Exec(  # type: ignore[override]  # as StreamLogs
+        self, requests: AsyncIterator[container_service_pb2.ExecRequest], context: Context
+    ) -> None:
+        """Run a command in a container, or come back to one."""
+        await serve_exec(self._sessions, requests, context)
 
     @answered
     async def StreamLogs(  # type: ignore[override]  # grpc.aio takes a coroutine that writes as well as a generator

@@ -1,0 +1,1 @@
+"""Commands run in a container for a caller who may lose the connection and come back."""
