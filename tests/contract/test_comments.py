@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import protos
 import pytest
 from google.protobuf import descriptor_pb2
 
+import protos
 from cellmesh.mesh.errors import Code
 from cellmesh.mesh.policy import policy_of
 
@@ -118,9 +118,7 @@ def test_every_message_field_and_value_is_described(image: list[descriptor_pb2.F
             ]
         for e, enum in enumerate(file.enum_type):
             bare += [
-                (enum.name, value.name)
-                for v, value in enumerate(enum.value)
-                if not comments.get((_ENUM, e, _VALUE, v))
+                (enum.name, value.name) for v, value in enumerate(enum.value) if not comments.get((_ENUM, e, _VALUE, v))
             ]
     assert bare == []
 

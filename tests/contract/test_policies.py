@@ -67,7 +67,8 @@ def _planted(option: method_pb2.MethodPolicy | None) -> list[str]:
         name="Plant", input_type=".planted.PlantRequest", output_type=".planted.PlantResponse"
     )
     if option is not None:
-        rpc.options.Extensions[method_pb2.method].CopyFrom(option)
+        extensions: Any = rpc.options.Extensions
+        extensions[method_pb2.method].CopyFrom(option)
     pool = descriptor_pool.DescriptorPool()
     for known in (*method_pb2.DESCRIPTOR.dependencies, method_pb2.DESCRIPTOR):
         copy = descriptor_pb2.FileDescriptorProto()

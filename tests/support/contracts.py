@@ -52,7 +52,7 @@ class AnyService:
             by_service.setdefault(method.containing_service.full_name, {})[method.name] = self._handler(method)
         for name, handlers in by_service.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-            server.add_registered_method_handlers(name, handlers)
+            server.add_registered_method_handlers(name, handlers)  # type: ignore[attr-defined]  # not in the stub
 
     def _handler(self, method: MethodDescriptor) -> Any:
         answer = GetMessageClass(method.output_type)()
