@@ -24,7 +24,7 @@ from cellmesh.hypervisor.bridge.relay import Relays
 CONNECTIONS = 256
 """How many connections a bridge carries at once."""
 _STACK = 128 << 10
-_BACKLOG = 128
+_BACKLOG = 1024  # a full one gives EAGAIN to callers that do not block, as Envoy and gRPC do not
 _ALIVE_SECONDS = 2.0  # how soon a vanished directory ends the bridge
 _CONTROL_SECONDS = 2.0
 _PR_SET_NO_NEW_PRIVS = 38
@@ -109,11 +109,9 @@ class Bridge:
         return {}
 
     def _stats(self, _: Mapping[str, object]) -> control.Answer:
-        traffic = self._relays.traffic
         return {
             "listeners": sorted(self._listeners),
-            "open": self._relays.open,
-            **{name: getattr(traffic, name) for name in traffic.__slots__},
+            **self._relays.counts(),
             "console_bytes": self._console.received,
             "console_dropped": self._console.dropped,
         }

@@ -7,25 +7,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 CONNECT_SECONDS = 2.0
 """cloud-hypervisor gives a guest as long to accept."""
 _CHUNK = 64 << 10
+_COUNTS = ("open", "connections", "refused", "failed", "to_guest_bytes", "from_guest_bytes")
 _MAX_REPLY = 32  # "OK <port>\n" is 14 bytes at most
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What one bridge has carried since it started."""
-
-    connections: int = 0
-    refused: int = 0
-    """Connections closed because too many were open."""
-    failed: int = 0
-    """Connections closed because the guest did not accept them."""
-    to_guest_bytes: int = 0
-    from_guest_bytes: int = 0
 
 
 class Relays:
@@ -35,13 +23,15 @@ class Relays:
         self._vsock = vsock
         self._slots = threading.BoundedSemaphore(limit)
         self._lock = threading.Lock()
-        self._open = 0
-        self.traffic = Traffic()
+        self._counts = dict.fromkeys(_COUNTS, 0)
 
-    @property
-    def open(self) -> int:
-        """How many connections are open now."""
-        return self._open
+    def counts(self) -> Mapping[str, int]:
+        """Return what was carried since the start.
+
+        `open` is now; `refused` were too many, `failed` were not accepted by the guest.
+        """
+        with self._lock:
+            return dict(self._counts)
 
     def accept(self, listener: socket.socket, port: int) -> None:
         """Take one waiting connection and join it to a guest port; close it at once when too many are open."""
@@ -53,12 +43,12 @@ class Relays:
             client.close()
             self._count(refused=1)
             return
-        self._count(connections=1, opened=1)
+        self._count(connections=1, open=1)
         try:
             threading.Thread(target=self._carry, args=(client, port), daemon=True).start()
         except RuntimeError:  # no thread to be had: as good as too many connections
             client.close()
-            self._count(refused=1, opened=-1)
+            self._count(refused=1, open=-1)
             self._slots.release()
 
     def _carry(self, client: socket.socket, port: int) -> None:
@@ -66,34 +56,21 @@ class Relays:
             with client, connect(self._vsock, port) as guest:
                 back = threading.Thread(target=self._back, args=(guest, client), daemon=True)
                 back.start()
-                self._count(to_guest=pump(client, guest))
+                self._count(to_guest_bytes=pump(client, guest))
                 back.join()
         except (OSError, RuntimeError):
             self._count(failed=1)
         finally:
-            self._count(opened=-1)
+            self._count(open=-1)
             self._slots.release()
 
     def _back(self, guest: socket.socket, client: socket.socket) -> None:
-        self._count(from_guest=pump(guest, client))
+        self._count(from_guest_bytes=pump(guest, client))
 
-    def _count(
-        self,
-        *,
-        connections: int = 0,
-        refused: int = 0,
-        failed: int = 0,
-        to_guest: int = 0,
-        from_guest: int = 0,
-        opened: int = 0,
-    ) -> None:
+    def _count(self, **changes: int) -> None:
         with self._lock:
-            self._open += opened
-            self.traffic.connections += connections
-            self.traffic.refused += refused
-            self.traffic.failed += failed
-            self.traffic.to_guest_bytes += to_guest
-            self.traffic.from_guest_bytes += from_guest
+            for name, change in changes.items():
+                self._counts[name] += change
 
 
 def connect(vsock: str, port: int) -> socket.socket:
