@@ -2,60 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import timedelta
-from typing import ClassVar
+from cellmesh.mesh.errors import Code, MeshError
+
+_HYPERVISOR = "hypervisor.cellmesh"
+_GUEST = "guest.cellmesh"
 
 
-class DomainError(Exception):
-    """Something the caller asked for cannot be."""
-
-    reason: ClassVar[str] = "INTERNAL"
-
-    def __init__(
-        self, message: str, *, retry_after: timedelta | None = None, metadata: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.retry_after = retry_after
-        self.metadata = dict(metadata or {})
-
-
-class ImpossibleTransition(DomainError):
+class ImpossibleTransition(MeshError):
     """A VM cannot go from one state to another; a fault of ours."""
 
     def __init__(self, *, vm_id: str, origin: str, target: str) -> None:
         super().__init__(f"VM {vm_id} cannot go from {origin} to {target}.")
 
 
-class InvalidRequest(DomainError):
-    """A request breaks a rule that the contract cannot express."""
-
-    reason = "INVALID_REQUEST"
-
-
-class RequestIdReused(DomainError):
-    """The request_id was used for another request."""
-
-    reason = "REQUEST_ID_REUSED"
-
-    def __init__(self, request_id: str) -> None:
-        super().__init__(f"request_id {request_id} was used for another request; choose a new one for a new intent.")
-
-
-class VmNotFound(DomainError):
+class VmNotFound(MeshError):
     """No VM of this id or user."""
 
+    code = Code.NOT_FOUND
     reason = "VM_NOT_FOUND"
+    domain = _HYPERVISOR
 
     def __init__(self, key: str) -> None:
         super().__init__(f"There is no VM {key}; it was deleted or never created.")
 
 
-class VmAlreadyExists(DomainError):
+class VmAlreadyExists(MeshError):
     """The user has a VM already."""
 
+    code = Code.ALREADY_EXISTS
     reason = "VM_ALREADY_EXISTS"
+    domain = _HYPERVISOR
 
     def __init__(self, user_id: str, vm_id: str) -> None:
         super().__init__(
@@ -63,163 +39,214 @@ class VmAlreadyExists(DomainError):
         )
 
 
-class VmDeleting(DomainError):
+class VmDeleting(MeshError):
     """The VM is being removed."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "VM_DELETING"
+    domain = _HYPERVISOR
 
     def __init__(self, vm_id: str) -> None:
         super().__init__(f"VM {vm_id} is being deleted; wait until it is gone, then create another.")
 
 
-class VmQuarantined(DomainError):
+class VmQuarantined(MeshError):
     """What runs for the VM could not be told for sure."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "VM_QUARANTINED"
+    domain = _HYPERVISOR
 
     def __init__(self, vm_id: str) -> None:
         super().__init__(f"VM {vm_id} is QUARANTINED; read its message, then delete it with force.")
 
 
-class VmNotRunning(DomainError):
+class VmNotRunning(MeshError):
     """The VM does not run."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "VM_NOT_RUNNING"
+    domain = _HYPERVISOR
 
     def __init__(self, vm_id: str, state: str) -> None:
         super().__init__(f"VM {vm_id} is {state}; start it and wait until it is RUNNING.")
 
 
-class ImageNotFound(DomainError):
+class ImageNotFound(MeshError):
     """No image of this digest on the node."""
 
+    code = Code.NOT_FOUND
     reason = "IMAGE_NOT_FOUND"
+    domain = _HYPERVISOR
 
 
-class NodeFull(DomainError):
+class NodeFull(MeshError):
     """The node has no room for another VM."""
 
+    code = Code.RESOURCE_EXHAUSTED
     reason = "NODE_FULL"
+    domain = _HYPERVISOR
 
 
-class NodeDraining(DomainError):
+class NodeDraining(MeshError):
     """The node takes no new VMs."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "NODE_DRAINING"
+    domain = _HYPERVISOR
 
     def __init__(self) -> None:
         super().__init__("The node is draining and takes no new VMs or starts; use another node.")
 
 
-class ContainerNotFound(DomainError):
+class NodeShuttingDown(MeshError):
+    """The hypervisor is stopping."""
+
+    code = Code.UNAVAILABLE
+    reason = "NODE_SHUTTING_DOWN"
+    domain = _HYPERVISOR
+
+    def __init__(self) -> None:
+        super().__init__("The hypervisor is stopping; try again in a moment.")
+
+
+class ContainerNotFound(MeshError):
     """No container of this name in the VM."""
 
+    code = Code.NOT_FOUND
     reason = "CONTAINER_NOT_FOUND"
+    domain = _HYPERVISOR
 
     def __init__(self, vm_id: str, name: str) -> None:
         super().__init__(f"VM {vm_id} has no container {name}; start it first.")
 
 
-class ContainerNotRunning(DomainError):
+class ContainerNotRunning(MeshError):
     """The container's process does not run."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "CONTAINER_NOT_RUNNING"
+    domain = _HYPERVISOR
 
 
-class ContainerStartFailed(DomainError):
+class ContainerStartFailed(MeshError):
     """The container could not be started."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "CONTAINER_START_FAILED"
+    domain = _HYPERVISOR
 
 
-class ProviderKeyPresent(DomainError):
+class ProviderKeyPresent(MeshError):
     """The container's environment or image carries a provider key."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "PROVIDER_KEY_PRESENT"
+    domain = _HYPERVISOR
 
 
-class TooManyContainers(DomainError):
+class TooManyContainers(MeshError):
     """The VM has as many containers as it may."""
 
+    code = Code.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_CONTAINERS"
+    domain = _HYPERVISOR
 
     def __init__(self, vm_id: str, most: int) -> None:
         super().__init__(f"VM {vm_id} has {most} containers already, the most there can be; reuse one of their names.")
 
 
-class GenerationNotFound(DomainError):
+class GenerationNotFound(MeshError):
     """The agent keeps no output of this generation."""
 
+    code = Code.NOT_FOUND
     reason = "GENERATION_NOT_FOUND"
+    domain = _HYPERVISOR
 
 
-class ExecNotFound(DomainError):
+class ExecNotFound(MeshError):
     """No command of this exec_id."""
 
+    code = Code.NOT_FOUND
     reason = "EXEC_NOT_FOUND"
+    domain = _HYPERVISOR
 
 
-class ExecStartFailed(DomainError):
+class ExecStartFailed(MeshError):
     """The command could not be started."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "EXEC_START_FAILED"
+    domain = _HYPERVISOR
 
 
-class ExecOffsetGone(DomainError):
+class ExecOffsetGone(MeshError):
     """The output wanted was acknowledged and dropped, or the input has a gap."""
 
+    code = Code.OUT_OF_RANGE
     reason = "EXEC_OFFSET_GONE"
+    domain = _HYPERVISOR
 
 
-class TooManyExecs(DomainError):
+class TooManyExecs(MeshError):
     """The VM runs as many commands as it may."""
 
+    code = Code.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_EXECS"
+    domain = _HYPERVISOR
 
 
-class ExecAttachedElsewhere(DomainError):
+class ExecAttachedElsewhere(MeshError):
     """A later stream took the command over."""
 
+    code = Code.ABORTED
     reason = "EXEC_ATTACHED_ELSEWHERE"
+    domain = _HYPERVISOR
 
 
-class GuestUnreachable(DomainError):
+class GuestUnreachable(MeshError):
     """The VM's agent does not answer."""
 
+    code = Code.UNAVAILABLE
     reason = "GUEST_UNREACHABLE"
+    domain = _HYPERVISOR
 
 
-class GuestMisbehaved(DomainError):
+class GuestMisbehaved(MeshError):
     """The VM's agent broke the contract."""
 
+    code = Code.INTERNAL
     reason = "GUEST_MISBEHAVED"
+    domain = _HYPERVISOR
 
 
-class GuestRebooted(DomainError):
+class GuestRebooted(MeshError):
     """Another boot of the guest already said Hello in this epoch."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "GUEST_REBOOTED"
+    domain = _GUEST
 
 
-class VmNotStarting(DomainError):
+class VmNotStarting(MeshError):
     """A guest said Hello for a VM that is not being started."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "VM_NOT_STARTING"
+    domain = _GUEST
 
 
-class WrongEpoch(DomainError):
+class WrongEpoch(MeshError):
     """A guest speaks for another boot of its VM."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "WRONG_EPOCH"
+    domain = _GUEST
 
 
-class TooManyReports(DomainError):
+class TooManyReports(MeshError):
     """The reports of a guest come faster than the host takes them."""
 
+    code = Code.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_REPORTS"
-
-
-class ResumeTokenExpired(DomainError):
-    """What came after the token is no longer kept."""
-
-    reason = "RESUME_TOKEN_EXPIRED"
+    domain = _GUEST

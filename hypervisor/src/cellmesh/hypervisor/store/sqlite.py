@@ -8,7 +8,7 @@ from pathlib import Path
 try:
     import pysqlite3  # type: ignore[import-untyped]  # the wheel has no types
 except ImportError:
-    # The interpreter's SQLite will do: what the newer one mends needs a second writer or checkpointer, and there is none.
+    # The interpreter's SQLite will do: what the newer one mends needs a second checkpointer, and there is none.
     pass
 else:
     # SQLite before 3.51.3 can corrupt a WAL database; the interpreter's may be older than the wheel's. This must come

@@ -11,7 +11,6 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cellmesh.hypervisor.domain.container import Container
-from cellmesh.hypervisor.domain.errors import RequestIdReused
 from cellmesh.hypervisor.domain.event import (
     ContainerHealthChanged,
     ContainerOomKilled,
@@ -25,6 +24,7 @@ from cellmesh.hypervisor.domain.event import (
 from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
 from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, EVENTS, NODE, REQUESTS, VMS
+from cellmesh.mesh.errors import RequestIdReused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +150,9 @@ class Reading:
         if row is None:
             return None
         if row.fingerprint != intent.fingerprint:
-            raise RequestIdReused(intent.request_id)
+            raise RequestIdReused(
+                f"request_id {intent.request_id} was used for another request; choose a new one for a new intent."
+            )
         return str(row.answer)
 
 

@@ -1,0 +1,1 @@
+"""What callers and agents may ask for, as changes of the store. The reconciler makes the world follow."""

@@ -1,0 +1,192 @@
+"""What callers wish of VMs. Each wish is stored with its answer in one transaction and answered at once."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from cellmesh.hypervisor.domain.errors import (
+    ImageNotFound,
+    VmAlreadyExists,
+    VmDeleting,
+    VmNotFound,
+    VmQuarantined,
+)
+from cellmesh.hypervisor.domain.vm import DesiredState, UserId, Vm, VmId, VmSpec, VmState
+from cellmesh.hypervisor.lifecycle.admission import Admission
+from cellmesh.hypervisor.store import Intent, Reading, Store
+from cellmesh.hypervisor.store.rows import vm_from_json, vm_to_json
+from cellmesh.image import GuestImage, ImageStore
+from cellmesh.image import ImageNotFound as NoSuchImage
+
+_RESTARTABLE = frozenset({VmState.STOPPED, VmState.BACKOFF, VmState.FAILED})
+
+
+class Vms:
+    """The VMs of the node. `follow` is told of each new one after its commit."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        images: ImageStore,
+        admission: Admission,
+        follow: Callable[[VmId], None],
+        failpoint: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._images = images
+        self._admission = admission
+        self._follow = follow
+        self._failpoint = failpoint
+
+    async def get(self, vm_id: str) -> Vm:
+        """Return the VM; VmNotFound if there is none."""
+        async with self._store.reading() as reading:
+            return await found(reading, vm_id)
+
+    async def get_of_user(self, user_id: str) -> Vm:
+        """Return the user's VM; VmNotFound if there is none."""
+        async with self._store.reading() as reading:
+            vm = await reading.vm_of_user(user_id)
+        if vm is None:
+            raise VmNotFound(f"of user {user_id}")
+        return vm
+
+    async def list(
+        self, *, states: Collection[VmState], after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Vm]:
+        """Return up to `limit` VMs, oldest first."""
+        async with self._store.reading() as reading:
+            return await reading.vms(states=states, after=after, limit=limit)
+
+    async def create(self, intent: Intent, user_id: str, spec: VmSpec) -> Vm:
+        """Store a new VM, PENDING, wanted RUNNING; an empty `guest_image` is the node's default.
+
+        Raises VmAlreadyExists, ImageNotFound, NodeFull, NodeDraining, RequestIdReused.
+        """
+        image = await asyncio.to_thread(self._guest_image, spec.guest_image)
+        async with self._store.transaction() as tx:
+            if (answer := await tx.answer(intent)) is not None:
+                return vm_from_json(answer)
+            if (other := await tx.vm_of_user(user_id)) is not None:
+                raise VmAlreadyExists(user_id, other.vm_id)
+            if image is None:
+                raise _no_image(spec.guest_image)
+            await self._admission.admit(tx, spec.memory_bytes)
+            vm = Vm(
+                vm_id=VmId(str(uuid.uuid4())),
+                user_id=UserId(user_id),
+                spec=replace(spec, guest_image=image),
+                desired=DesiredState.RUNNING,
+                state=VmState.PENDING,
+                create_time=tx.now,
+                update_time=tx.now,
+            )
+            await tx.add_vm(vm)
+            await tx.put_answer(intent, vm_to_json(vm))
+        self._failpoint("create.committed")
+        self._follow(vm.vm_id)
+        return vm
+
+    def _guest_image(self, digest: str) -> str | None:
+        digest = digest or self._images.default_guest() or ""
+        try:
+            return digest if isinstance(self._images.get(digest), GuestImage) else None
+        except NoSuchImage:
+            return None
+
+    async def start(self, intent: Intent, vm_id: str) -> Vm:
+        """Want the VM to run, at once. Raises VmNotFound, VmDeleting, VmQuarantined, NodeDraining, RequestIdReused."""
+        vm = await self._wish(intent, vm_id, _start, starts=True)
+        self._failpoint("start.wish_committed")
+        return vm
+
+    async def stop(self, intent: Intent, vm_id: str) -> Vm:
+        """Want the VM stopped. Raises VmNotFound, VmDeleting, VmQuarantined, RequestIdReused."""
+        vm = await self._wish(intent, vm_id, _stop)
+        self._failpoint("stop.wish_committed")
+        return vm
+
+    async def recycle(self, intent: Intent, vm_id: str) -> Vm:
+        """Want the VM in a new epoch without its writable layers. Raises as `start`."""
+        vm = await self._wish(intent, vm_id, _recycle, starts=True)
+        self._failpoint("recycle.wish_committed")
+        return vm
+
+    async def delete(self, intent: Intent, vm_id: str, *, force: bool) -> Vm:
+        """Want the VM gone with its data. Raises VmNotFound, VmQuarantined (without `force`), RequestIdReused."""
+        vm = await self._wish(intent, vm_id, lambda vm: _delete(vm, force=force))
+        self._failpoint("delete.wish_committed")
+        return vm
+
+    async def _wish(
+        self,
+        intent: Intent,
+        vm_id: str,
+        change: Callable[[Vm], Vm],
+        *,
+        starts: bool = False,
+    ) -> Vm:
+        async with self._store.transaction() as tx:
+            if (answer := await tx.answer(intent)) is not None:
+                return vm_from_json(answer)
+            vm = await found(tx, vm_id)
+            wished = change(vm)
+            if starts:
+                await self._admission.allow_start(tx)
+            vm = await tx.save_vm(wished, vm)
+            await tx.put_answer(intent, vm_to_json(vm))
+        return vm
+
+
+async def found(reading: Reading, vm_id: str) -> Vm:
+    """Return the VM; VmNotFound if there is none."""
+    vm = await reading.vm(vm_id)
+    if vm is None:
+        raise VmNotFound(vm_id)
+    return vm
+
+
+def _start(vm: Vm) -> Vm:
+    return _try_at_once(replace(_ours(vm), desired=DesiredState.RUNNING))
+
+
+def _recycle(vm: Vm) -> Vm:
+    wished = replace(_ours(vm), desired=DesiredState.RUNNING, recycle_wished=vm.recycle_wished + 1)
+    return _try_at_once(wished)
+
+
+def _stop(vm: Vm) -> Vm:
+    return replace(_ours(vm), desired=DesiredState.STOPPED)
+
+
+def _delete(vm: Vm, *, force: bool) -> Vm:
+    if vm.state is VmState.QUARANTINED and not force:
+        raise VmQuarantined(vm.vm_id)
+    return replace(vm, desired=DesiredState.DELETED, force_delete=vm.force_delete or force)
+
+
+def _ours(vm: Vm) -> Vm:
+    if vm.desired is DesiredState.DELETED:
+        raise VmDeleting(vm.vm_id)
+    if vm.state is VmState.QUARANTINED:
+        raise VmQuarantined(vm.vm_id)
+    return vm
+
+
+def _try_at_once(vm: Vm) -> Vm:
+    if vm.state not in _RESTARTABLE:
+        return vm
+    return replace(vm.move(VmState.PENDING), restart_count=0, next_try_time=None)
+
+
+def _no_image(digest: str) -> ImageNotFound:
+    if digest:
+        return ImageNotFound(
+            f"The node has no guest image {digest}; build or import it there, or leave the image empty."
+        )
+    return ImageNotFound("The node has no default guest image; build one there, or name an image that it has.")

@@ -1,0 +1,131 @@
+"""Starts and stops the containers of one running VM, each in a task of its own, one try at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+import structlog
+
+from cellmesh.hypervisor.domain.container import Container, ContainerState, ContainerStatus
+from cellmesh.hypervisor.domain.errors import (
+    ContainerNotFound,
+    ContainerStartFailed,
+    GuestUnreachable,
+    ProviderKeyPresent,
+)
+from cellmesh.hypervisor.reconciler import outcomes
+from cellmesh.hypervisor.reconciler.world import World
+from cellmesh.hypervisor.vmm import Disk, Handle, VmmError
+from cellmesh.image import ImageError
+from cellmesh.mesh.errors import MeshError
+
+_SERIAL_DIGITS = 20
+_LONGEST_WAIT = 30.0
+_log = structlog.get_logger()
+
+
+def disk_of(world: World, digest: str) -> Disk:
+    """Return the read-only disk of a container image; ImageError if there is no such image."""
+    image = world.images.container(digest)
+    serial = digest.removeprefix("sha256:")[:_SERIAL_DIGITS]
+    return Disk(path=image.rootfs, serial=serial, readonly=True)
+
+
+class ContainerReconciler:
+    """The containers of one boot of one VM. Tasks live in `tasks` and never raise."""
+
+    def __init__(self, world: World, tasks: asyncio.TaskGroup, handle: Handle, *, attached: set[str]) -> None:
+        self._world = world
+        self._tasks = tasks
+        self._handle = handle
+        self._attached = attached
+        self._attaching = asyncio.Lock()
+        self._tries: dict[str, asyncio.Task[None]] = {}
+        self._not_before: dict[str, float] = {}
+
+    def reconcile(self, containers: Iterable[Container]) -> float | None:
+        """Begin what is to be done; return the seconds until there is more, or None."""
+        waits: list[float] = []
+        for container in containers:
+            name = container.name
+            if not (container.needs_start or container.needs_stop):
+                self._not_before.pop(name, None)
+            elif name not in self._tries:
+                wait = self._not_before.get(name, 0.0) - time.monotonic()
+                if wait > 0 and self._world.attempts.count(container.vm_id, name, container.generation):
+                    waits.append(wait)
+                else:
+                    self._tries[name] = self._tasks.create_task(self._try(container), name=f"container {name}")
+        return min(waits, default=None)
+
+    async def cancel(self) -> None:
+        """Give up all tries and wait until none runs."""
+        tries = list(self._tries.values())
+        for task in tries:
+            task.cancel()
+        await asyncio.gather(*tries, return_exceptions=True)
+
+    async def _try(self, container: Container) -> None:
+        attempts = self._world.attempts
+        try:
+            if container.needs_start:
+                await self._start(container)
+            else:
+                await self._stop(container)
+            attempts.forget(container.vm_id, container.name)
+        except (MeshError, VmmError, OSError) as error:
+            failures = attempts.count(container.vm_id, container.name, container.generation)
+            self._not_before[container.name] = time.monotonic() + min(2.0**failures, _LONGEST_WAIT)
+            reported = error if isinstance(error, MeshError) else _not_attached(container, error)
+            attempts.failed(container.vm_id, container.name, container.generation, reported)
+            _log.warning("container.try_failed", vm_id=container.vm_id, container=container.name, error=str(error))
+        finally:
+            del self._tries[container.name]
+            self._world.store.changes.notify({container.vm_id})
+
+    async def _start(self, container: Container) -> None:
+        starting = replace(container.status, state=ContainerState.STARTING)
+        if not await self._put(container, starting):
+            return
+        self._world.failpoint("container.starting_committed")
+        try:
+            await self._attach(container.spec.image)
+            status = await self._world.guests.start_container(self._handle.epoch, container)
+        except (ContainerStartFailed, ProviderKeyPresent) as error:
+            status = ContainerStatus(state=ContainerState.FAILED, reason=error.reason, message=error.message)
+        except ImageError as error:
+            status = ContainerStatus(state=ContainerState.FAILED, reason="IMAGE_NOT_FOUND", message=str(error))
+        await self._put(container, status)
+
+    async def _stop(self, container: Container) -> None:
+        try:
+            status = await self._world.guests.stop_container(self._handle.epoch, container)
+        except ContainerNotFound:
+            status = replace(container.status, state=ContainerState.STOPPED)
+        await self._put(container, status)
+
+    async def _put(self, container: Container, status: ContainerStatus) -> bool:
+        return await outcomes.put_status(
+            self._world,
+            container.vm_id,
+            container.name,
+            generation=container.generation,
+            epoch=self._handle.epoch,
+            status=status,
+        )
+
+    async def _attach(self, digest: str) -> None:
+        """Give the VM the disk of an image; at boot it got those it was known to need."""
+        async with self._attaching:
+            if digest not in self._attached:
+                await self._world.vmm.add_disk(self._handle, disk_of(self._world, digest))
+                self._attached.add(digest)
+
+
+def _not_attached(container: Container, error: Exception) -> MeshError:
+    return GuestUnreachable(
+        f"VM {container.vm_id} did not take the disk of container {container.name} ({error}); it is tried again."
+    )

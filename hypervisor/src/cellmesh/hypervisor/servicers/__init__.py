@@ -1,0 +1,1 @@
+"""The RPCs of the hypervisor: decode, ask the lifecycle, encode."""

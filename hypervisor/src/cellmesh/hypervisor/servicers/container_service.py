@@ -1,0 +1,104 @@
+"""ContainerService: the containers inside a VM. What needs the guest is passed on, each answer checked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from cellmesh.api.guest.v1 import container_service_pb2 as guest_container_service_pb2
+from cellmesh.api.hypervisor.v1 import container_service_pb2, container_service_pb2_grpc
+from cellmesh.hypervisor.guest.client import GuestClient
+from cellmesh.hypervisor.lifecycle.containers import Containers
+from cellmesh.hypervisor.servicers import decode, encode
+from cellmesh.hypervisor.servicers.frames import Frames, opening_expected
+from cellmesh.mesh.interceptor import Context
+
+
+class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
+    """Decodes, asks the containers or their guest, encodes."""
+
+    def __init__(self, containers: Containers, guests: GuestClient) -> None:
+        self._containers = containers
+        self._guests = guests
+
+    async def StartContainer(
+        self, request: container_service_pb2.StartContainerRequest, _: Context
+    ) -> container_service_pb2.StartContainerResponse:
+        """Want a container to run and wait until it does."""
+        container = await self._containers.start(
+            decode.intent(request), request.vm_id, request.container_name, decode.container_spec(request.spec)
+        )
+        return container_service_pb2.StartContainerResponse(container=encode.container(container))
+
+    async def StopContainer(
+        self, request: container_service_pb2.StopContainerRequest, _: Context
+    ) -> container_service_pb2.StopContainerResponse:
+        """Want a container stopped and wait until it is."""
+        container = await self._containers.stop(decode.intent(request), request.vm_id, request.container_name)
+        return container_service_pb2.StopContainerResponse(container=encode.container(container))
+
+    async def RestartContainer(
+        self, request: container_service_pb2.RestartContainerRequest, _: Context
+    ) -> container_service_pb2.RestartContainerResponse:
+        """Start a container again as it was."""
+        container = await self._containers.restart(decode.intent(request), request.vm_id, request.container_name)
+        return container_service_pb2.RestartContainerResponse(container=encode.container(container))
+
+    async def GetContainer(
+        self, request: container_service_pb2.GetContainerRequest, _: Context
+    ) -> container_service_pb2.GetContainerResponse:
+        """Return one container."""
+        container = await self._containers.get(request.vm_id, request.container_name)
+        return container_service_pb2.GetContainerResponse(container=encode.container(container))
+
+    async def ListContainers(
+        self, request: container_service_pb2.ListContainersRequest, _: Context
+    ) -> container_service_pb2.ListContainersResponse:
+        """List the containers of a VM."""
+        containers = await self._containers.list(request.vm_id)
+        return container_service_pb2.ListContainersResponse(containers=[encode.container(c) for c in containers])
+
+    async def Exec(
+        self, request_iterator: AsyncIterator[container_service_pb2.ExecRequest], _: Context
+    ) -> AsyncIterator[container_service_pb2.ExecResponse]:
+        """Run a command in a container, or come back to one."""
+        first = await anext(request_iterator, None)
+        if first is None or first.input.WhichOneof("frame") != "open":
+            raise opening_expected()
+        opened = first.input.open
+        vm = await self._containers.running_vm(opened.vm_id, opened.container_name)
+        frames = Frames(first.input, request_iterator)
+        answers = self._guests.exec(vm.vm_id, vm.epoch, opened.container_name, frames.each())
+        async with aclosing(answers):
+            async for output in answers:
+                frames.check()
+                yield container_service_pb2.ExecResponse(output=output)
+        frames.check()
+
+    async def StreamLogs(
+        self, request: container_service_pb2.StreamLogsRequest, _: Context
+    ) -> AsyncIterator[container_service_pb2.StreamLogsResponse]:
+        """Stream a container's output from an offset."""
+        vm = await self._containers.running_vm(request.vm_id, request.container_name)
+        wanted = guest_container_service_pb2.StreamLogsRequest(
+            container_name=request.container_name,
+            generation=request.generation,
+            offset=request.offset,
+            follow=request.follow,
+        )
+        async with aclosing(self._guests.logs(vm.vm_id, vm.epoch, wanted)) as answers:
+            async for answer in answers:
+                yield container_service_pb2.StreamLogsResponse(
+                    generation=answer.generation,
+                    chunks=answer.chunks,
+                    next_offset=answer.next_offset,
+                    skipped_bytes=answer.skipped_bytes,
+                )
+
+    async def GetStats(
+        self, request: container_service_pb2.GetStatsRequest, _: Context
+    ) -> container_service_pb2.GetStatsResponse:
+        """Return what a container uses now."""
+        vm = await self._containers.running_vm(request.vm_id, request.container_name)
+        stats = await self._guests.stats(vm.vm_id, vm.epoch, request.container_name)
+        return container_service_pb2.GetStatsResponse(stats=stats)

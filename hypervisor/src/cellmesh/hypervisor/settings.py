@@ -1,0 +1,66 @@
+"""What the hypervisor reads from CELLMESH_* at its start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from cellmesh.mesh.settings import Settings
+
+_OPERATOR_SOCKET = "operator.sock"
+
+
+class HypervisorSettings(Settings):
+    """The settings of one node."""
+
+    vmm: Path = Path("cloud-hypervisor")
+    """The cloud-hypervisor binary; a bare name is looked up on PATH."""
+    listen: str = Field(default="", pattern=r"^(.+:\d{1,5})?$")
+    """`host:port` for other services, by mTLS; empty listens on the operator's socket only."""
+    trust_domain: str = "cellmesh.internal"
+    """The SPIFFE trust domain of this installation."""
+    boot_timeout: timedelta = timedelta(seconds=180)
+    """How long a guest may take from its start to its Hello; a guest on real hardware needs seconds."""
+    heartbeat_interval: timedelta = timedelta(seconds=5)
+    """The longest time between two reports of an agent; after three without one it is asked whether it lives."""
+    max_vms: int = Field(default=512, ge=1, le=100_000)
+    """The most VMs the node takes, in any state."""
+    memory_capacity_bytes: int = Field(default=0, ge=0)
+    """The most memory the node promises to VMs that run; 0 is `memory_share` of the host's."""
+    memory_share: float = Field(default=0.9, gt=0, le=64)
+    """The share of the host's memory to promise; above 1 is overcommitment."""
+    uid_base: int | None = Field(default=None, ge=1000, le=2**31)
+    """The first of the uids VMs run under, one each; absent is 600000 for root, and no separation for anybody else."""
+    stop_grace: timedelta = timedelta(seconds=5)
+    """How long calls that run may go on when the hypervisor stops."""
+
+    @field_validator("vmm")
+    @classmethod
+    def _found(cls, value: Path) -> Path:
+        found = shutil.which(value)
+        if found is None:
+            raise ValueError(f"there is no program {value}; install cloud-hypervisor or give its path")
+        return Path(found)
+
+    @property
+    def operator_socket(self) -> Path:
+        """Return where operators call."""
+        return self.run_dir / _OPERATOR_SOCKET
+
+    @property
+    def memory_to_promise(self) -> int:
+        """Return the bytes of memory the node promises."""
+        if self.memory_capacity_bytes:
+            return self.memory_capacity_bytes
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * self.memory_share)
+
+    @property
+    def first_uid(self) -> int | None:
+        """Return the first uid for VMs, or None where they cannot have their own."""
+        if os.geteuid() != 0:
+            return None
+        return 600_000 if self.uid_base is None else self.uid_base
