@@ -65,10 +65,10 @@ class Reaper:
     def spawn(
         self,
         argv: Sequence[str],
-        *,
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
+        *,
         environment: Mapping[str, str] = _ENVIRONMENT,
     ) -> Process:
         """Start a program with these descriptors, /dev/null in place of None; raises OSError."""

@@ -13,7 +13,15 @@ from cellmesh.guest.containers import probes
 from cellmesh.guest.containers.backoff import Ended, Restarts
 from cellmesh.guest.containers.logs import LogRing, OutputReader, Stream
 from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus, Health, HealthProbe, State
-from cellmesh.guest.containers.runtime import ImageMissing, KeyFound, RunningContainer, Runtime, StartFailed, Stdio
+from cellmesh.guest.containers.runtime import (
+    ImageMissing,
+    KeyFound,
+    RunningContainer,
+    Runtime,
+    StartFailed,
+    Stdio,
+    empty_input,
+)
 from cellmesh.guest.errors import ContainerStartFailed, GuestError, ImageNotAttached, Internal, ProviderKeyPresent
 
 _KILLED = 128 + signal.SIGKILL
@@ -103,14 +111,15 @@ class Container:
                 reader.drain()
         killed_for_memory = self._note_oom_kills(running)
         self.running = None
-        await running.remove()
         reason = "OOM_KILLED" if killed_for_memory and code == _KILLED else "EXITED"
-        return await self._after_end(Ended(exit_code=code, ran=time.monotonic() - began), reason)
+        delay = self._decide(Ended(exit_code=code, ran=time.monotonic() - began), reason)
+        await running.remove()
+        return await self._wait_for_restart(delay)
 
     async def _start(self) -> tuple[RunningContainer, list[OutputReader]]:
         runtime, status = self._surroundings.runtime, self.status
         pipes = [os.pipe(), os.pipe()]
-        stdio = Stdio(stdout=pipes[0][1], stderr=pipes[1][1])
+        stdio = Stdio(stdin=empty_input(), stdout=pipes[0][1], stderr=pipes[1][1])
         running = None
         try:
             running = await runtime.start(status.name, self._slot, self.spec, stdio)
@@ -123,6 +132,7 @@ class Container:
         except KeyFound as error:
             raise ProviderKeyPresent(f"container {status.name} does not start: {error}") from error
         finally:
+            os.close(stdio.stdin)
             for read_end, write_end in pipes:
                 os.close(write_end)
                 if running is None:
@@ -136,7 +146,7 @@ class Container:
             self._settle(error)
             return False
         self._update(message=str(error))
-        return await self._after_end(Ended(exit_code=1, ran=0.0), error.reason)
+        return await self._wait_for_restart(self._decide(Ended(exit_code=1, ran=0.0), error.reason))
 
     async def _attend(self, running: RunningContainer) -> int:
         async with asyncio.TaskGroup() as group:
@@ -171,36 +181,42 @@ class Container:
                     self._set_health(Health.NOT_SERVING)
             await asyncio.sleep(probe.interval)
 
-    async def _after_end(self, ended: Ended, reason: str) -> bool:
+    def _decide(self, ended: Ended, reason: str) -> float | None:
+        """Say in the status what follows this end; returns the seconds until the next start, None for never."""
         self._update(exit_code=ended.exit_code, health=Health.NOT_SERVING)
         if self._stop.is_set():
             self._update(state=State.STOPPED, reason="STOP_REQUESTED", message="")
-            return False
-        what = f"it ended with exit code {ended.exit_code}"
-        if reason == "OOM_KILLED":
-            limit = self.spec.resources.memory_bytes >> 20
-            what = f"the kernel killed it for memory: raise memory_bytes above {limit} MiB or use less"
-        elif reason != "EXITED":
-            what = self.status.message
+            return None
+        what = self._describe(ended, reason)
         if not self._restarts.wanted(ended):
             self._update(state=State.STOPPED, reason=reason, message=what)
-            return False
+            return None
         delay = self._restarts.next_delay(ended)
         if delay is None:
             message = f"{what}; given up after {self.spec.restart_policy.max_restarts} restarts in a row: see its log"
             self._update(state=State.FAILED, reason=reason, message=message)
-            return False
+            return None
         self._update(state=State.BACKOFF, reason=reason, message=what)
-        return not await self._stopped_within(delay)
+        return delay
 
-    async def _stopped_within(self, delay: float) -> bool:
+    def _describe(self, ended: Ended, reason: str) -> str:
+        if reason == "EXITED":
+            return f"it ended with exit code {ended.exit_code}"
+        if reason == "OOM_KILLED":
+            limit = self.spec.resources.memory_bytes >> 20
+            return f"the kernel killed it for memory: raise memory_bytes above {limit} MiB or use less"
+        return self.status.message
+
+    async def _wait_for_restart(self, delay: float | None) -> bool:
+        if delay is None:
+            return False
         try:
             async with asyncio.timeout(delay):
                 await self._stop.wait()
         except TimeoutError:
-            return False
+            return True
         self._update(state=State.STOPPED, reason="STOP_REQUESTED", message="")
-        return True
+        return False
 
     def _note_oom_kills(self, running: RunningContainer) -> bool:
         kills = running.cgroup.oom_kills()

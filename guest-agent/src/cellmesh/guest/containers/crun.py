@@ -105,7 +105,9 @@ class CrunContainer:
     async def execute(self, command: Command, stdio: Stdio) -> Process:
         """Run a command in it; raises StartFailed."""
         launch = self._describe(command, tty=False)
-        return await launch.run(["exec", "--detach", f"--process={launch.description}"], self._parts.name, stdio)
+        process = await launch.run(["exec", "--detach", f"--process={launch.description}"], self._parts.name, stdio)
+        self.cgroup.give_up_protection()
+        return process
 
     async def execute_on_terminal(self, command: Command, rows: int, columns: int) -> tuple[Process, int]:
         """Run a command on a terminal of its own; returns it and the terminal's other end. Raises StartFailed."""
@@ -120,7 +122,7 @@ class CrunContainer:
                 async with asyncio.TaskGroup() as group:
                     terminal = group.create_task(_receive_terminal(listener))
                     try:
-                        process = await launch.run(flags, self._parts.name, Stdio())
+                        process = await launch.run(flags, self._parts.name, None)
                     except BaseException:
                         terminal.cancel()
                         raise
@@ -128,6 +130,7 @@ class CrunContainer:
                 raise failures.exceptions[0] from None
             finally:
                 path.unlink(missing_ok=True)
+        self.cgroup.give_up_protection()
         master = terminal.result()
         set_size(master, rows, columns)
         return process, master
@@ -169,12 +172,16 @@ class _Launch:
         self._pid_file = home / f"{label}.pid"
         self._log = home / f"{label}.log"
 
-    async def run(self, arguments: Sequence[str], name: str, stdio: Stdio) -> Process:
-        """Run crun; returns the process left behind. Raises StartFailed."""
+    async def run(self, arguments: Sequence[str], name: str, stdio: Stdio | None) -> Process:
+        """Run crun, with its own /dev/null where a terminal takes its place; returns the process left behind.
+
+        Raises StartFailed.
+        """
         argv = [*_CRUN, f"--log={self._log}", arguments[0], f"--pid-file={self._pid_file}", *arguments[1:], name]
         try:
             with self._reaper.adopting():
-                crun = self._reaper.spawn(argv, stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr)
+                descriptors = (stdio.stdin, stdio.stdout, stdio.stderr) if stdio else (None, None, None)
+                crun = self._reaper.spawn(argv, *descriptors)
                 code = await _finish(crun)
                 if code != 0:
                     raise StartFailed(self._reason(code))

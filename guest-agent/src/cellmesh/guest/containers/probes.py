@@ -1,11 +1,12 @@
 """Asking a container whether it is well, from inside its own network namespace."""
 
 import asyncio
+import os
 import signal
 import socket
 
 from cellmesh.guest.containers.model import ExecProbe, HttpProbe, TcpProbe
-from cellmesh.guest.containers.runtime import Command, RunningContainer, StartFailed, Stdio
+from cellmesh.guest.containers.runtime import Command, RunningContainer, StartFailed, Stdio, empty_input
 
 _LOCALHOST = "127.0.0.1"
 _STATUS_LINE = 64
@@ -66,8 +67,27 @@ def status_is_well(line: bytes) -> bool:
 
 
 async def _succeeds(container: RunningContainer, argv: tuple[str, ...]) -> bool:
-    process = await container.execute(Command(argv=argv), Stdio())
+    stdin = empty_input()
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(read_end, _discard, read_end)
     try:
-        return await asyncio.shield(process.exited) == 0
+        try:
+            stdio = Stdio(stdin=stdin, stdout=write_end, stderr=write_end)
+            process = await container.execute(Command(argv=argv), stdio)
+        finally:
+            os.close(write_end)
+            os.close(stdin)
+        try:
+            return await asyncio.shield(process.exited) == 0
+        finally:
+            process.send_signal(signal.SIGKILL)
     finally:
-        process.send_signal(signal.SIGKILL)
+        loop.remove_reader(read_end)
+        os.close(read_end)
+
+
+def _discard(descriptor: int) -> None:
+    if not os.read(descriptor, 4096):
+        asyncio.get_running_loop().remove_reader(descriptor)

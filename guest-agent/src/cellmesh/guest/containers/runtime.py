@@ -1,5 +1,6 @@
 """What the rest of the agent asks of whatever runs containers."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,11 +25,21 @@ class ImageMissing(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stdio:
-    """Descriptors of a process's three streams; None is /dev/null."""
+    """Descriptors of a process's three streams.
 
-    stdin: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
+    Never a device: crun gives what it is passed to the container's user, and the machine's /dev/null is everybody's.
+    """
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+def empty_input() -> int:
+    """Return a descriptor that is at its end, for a process without input."""
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    return read_end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

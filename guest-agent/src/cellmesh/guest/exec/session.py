@@ -114,7 +114,7 @@ class Session:
                 watch = group.create_task(self._give_up_when_alone(patience))
                 code = await asyncio.shield(process.exited)
                 await self._finish(code, oom_kills)
-                await self._wait_fetched(patience.finished)
+                await self.wait_acknowledged(patience.finished)
                 watch.cancel()
         finally:
             self._close()
@@ -163,10 +163,11 @@ class Session:
         )
         self.changes.notify()
 
-    async def _wait_fetched(self, patience: float) -> None:
+    async def wait_acknowledged(self, patience: float) -> None:
+        """Wait until all output has arrived, at most `patience` seconds."""
         try:
             async with asyncio.timeout(patience):
-                while self._attached or any(buffer.start < buffer.end for buffer in self._buffers.values()):
+                while any(buffer.start < buffer.end for buffer in self._buffers.values()):
                     await self.changes.after(self.changes.version)
         except TimeoutError:
             return  # Nobody came: what was not fetched is gone.

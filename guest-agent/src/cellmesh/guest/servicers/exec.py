@@ -15,6 +15,7 @@ from cellmesh.guest.servicers.answer import Context
 
 _LAST_SIGNAL = 31
 _ID_LIMIT = 64
+_LAST_WORDS = 1.0
 
 
 async def serve_exec(
@@ -32,6 +33,8 @@ async def serve_exec(
             reader = group.create_task(_read(attachment, requests))
             async for frame in attachment.frames():
                 await context.write(_response(_encode(frame)))
+            # A caller whose last acknowledgement meets a closed stream sees an error in place of a success.
+            await attachment.session.wait_acknowledged(_LAST_WORDS)
             reader.cancel()
     except* GuestError as errors:
         raise _first(errors) from None
