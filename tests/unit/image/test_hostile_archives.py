@@ -46,10 +46,9 @@ def import_entries(store: ImageStore, tmp_path: Path, entries: list[oci.Entry]) 
 )
 def test_a_hostile_entry_is_refused(store: ImageStore, tmp_path: Path, entries: list[oci.Entry]) -> None:
     """Climbing names, links to nowhere and impossible values end the import; the store stays empty."""
-    with pytest.raises((ArchiveInvalid, InvalidImagePath, ValueError, OverflowError)) as caught:
+    with pytest.raises((ArchiveInvalid, InvalidImagePath)):
         import_entries(store, tmp_path, entries)
-    assert isinstance(caught.value, ImageError) or not store.root.exists()
-    assert not store.root.exists() or list(store.root.iterdir()) == []
+    assert list(store.root.iterdir()) == []
     assert not list(tmp_path.rglob("escaped"))
 
 
@@ -213,9 +212,7 @@ def _import_or_refuse(base: Path, layer: bytes) -> None:
 
 @FUZZ
 @given(entries=ENTRIES)
-def test_any_entries_are_imported_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[oci.Entry]
-) -> None:
+def test_any_entries_end_well(tmp_path_factory: pytest.TempPathFactory, entries: list[oci.Entry]) -> None:
     """Whatever a layer lists, the outcome is a sound image or a typed error."""
     base = tmp_path_factory.mktemp("fuzz")
     _import_or_refuse(base, oci.tar(entries))
@@ -223,7 +220,7 @@ def test_any_entries_are_imported_or_refused(
 
 @FUZZ
 @given(data=st.data())
-def test_any_flipped_byte_is_imported_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_flipped_byte_ends_well(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A tar archive with bytes changed anywhere is a sound image or a typed error."""
     entries = [oci.entry("a", b"1" * 700, pax_headers={"comment": "c"}), oci.link("b", "a"), oci.hard_link("c", "a")]
     layer = bytearray(oci.tar(entries))

@@ -56,6 +56,8 @@ def read_config(document: Mapping[str, Any]) -> ContainerConfig:
     if not isinstance(settings, dict):
         raise ArchiveInvalid("config", "it is no JSON object.")
     ports = settings.get("ExposedPorts") or {}
+    if not isinstance(ports, dict):
+        raise ArchiveInvalid("config", "ExposedPorts is no JSON object.")
     return ContainerConfig(
         entrypoint=_words(settings, "Entrypoint"),
         cmd=_words(settings, "Cmd"),
