@@ -17,6 +17,7 @@ from support.samples import Known, Path, parent, paths, put, sample, violations,
 HUGE = 100_000
 MANY = 300
 _MARK = "wrong-bytes-here"
+_LEFT_OUT = "left out"
 
 BAD_TEXT = {
     "empty": "",
@@ -69,7 +70,6 @@ BAD_BYTES = {
     "groups 200 deep": b"\x0b" * 200,
     "a length of 2 GiB": b"\x0a\xff\xff\xff\xff\x07",
     "a length below zero": b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
-    "field number 0": b"\x00\x01",
 }
 
 
@@ -99,14 +99,22 @@ def mutants(descriptor: Descriptor, known: Known) -> Iterator[Mutant]:
     for path in paths(descriptor):
         for kind, message in _of_field(descriptor, path, known):
             broken = tuple(violations(message))
-            yield Mutant(field=written(path), kind=kind, data=message.SerializeToString(), broken=broken)
+            yield Mutant(field=_named(path, kind), kind=kind, data=message.SerializeToString(), broken=broken)
         if path[-1].type == FieldDescriptor.TYPE_STRING:
             yield _not_utf8(descriptor, path, known)
 
 
+def _named(path: Path, kind: str) -> str:
+    """Write the path BadRequest names; for a branch that is left out it is its oneof's."""
+    oneof = path[-1].containing_oneof
+    if kind != _LEFT_OUT or oneof is None:
+        return written(path)
+    return ".".join((*(field.name for field in path[:-1]), oneof.name))
+
+
 def concerns(found: str, field: str) -> bool:
-    """Tell whether a violation's path is a field's, one above it or one below it."""
-    return found == field or found.startswith(f"{field}.") or field.startswith(f"{found}.")
+    """Tell whether a violation's path is a field's, one above it or one below it; any is of the whole message."""
+    return not field or found == field or found.startswith(f"{field}.") or field.startswith(f"{found}.")
 
 
 def _raw(descriptor: Descriptor, kind: str, data: bytes) -> Mutant:
@@ -130,7 +138,7 @@ def _of_field(descriptor: Descriptor, path: Path, known: Known) -> Iterator[tupl
         yield kind, message
     cleared = sample(descriptor, known, along=path)
     parent(cleared, path).ClearField(field.name)
-    yield "left out", cleared
+    yield _LEFT_OUT, cleared
     if field.is_repeated:
         crowded = sample(descriptor, known, along=path)
         holder = parent(crowded, path)
