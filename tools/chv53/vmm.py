@@ -89,6 +89,10 @@ class Vmm:
             self._events.write("vmm", "shutdown")
             self.exited.set()
 
+    async def abandon(self) -> None:
+        """Forget the machine as a killed process does: nothing is shut down, nothing written."""
+        await self._end_watch()
+
     def _without_body(self, action: Callable[[], Awaitable[None]]) -> Callable[[bytes], Awaitable[Answer]]:
         async def route(body: bytes) -> Answer:
             if body:
