@@ -59,7 +59,6 @@ class Reason(enum.StrEnum):
     NODE_FULL = "NODE_FULL"
     RECYCLED = "RECYCLED"
     IMAGE_MISSING = "IMAGE_MISSING"
-    STOP_FAILED = "STOP_FAILED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,7 @@ from cellmesh.hypervisor.domain.vm import DesiredState, Vm, VmId, VmState
 from cellmesh.hypervisor.lifecycle.attempts import Attempts
 from cellmesh.hypervisor.lifecycle.vms import found
 from cellmesh.hypervisor.store import Intent, Reading, Store, Transaction
-from cellmesh.image import ContainerImage, ImageStore
-from cellmesh.image import ImageNotFound as NoSuchImage
+from cellmesh.image import ImageError, ImageStore
 
 # While a VM is in one of these states a container that is wanted waits for it.
 _COMING = frozenset({VmState.PENDING, VmState.STARTING, VmState.BACKOFF})
@@ -129,9 +128,10 @@ class Containers:
 
     def _has_image(self, digest: str) -> bool:
         try:
-            return isinstance(self._images.get(digest), ContainerImage)
-        except NoSuchImage:
+            self._images.container(digest)
+        except ImageError:
             return False
+        return True
 
     async def _wish(
         self,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+import structlog
+
 from cellmesh.hypervisor.domain.errors import (
     ImageNotFound,
     VmAlreadyExists,
@@ -19,9 +21,9 @@ from cellmesh.hypervisor.domain.vm import DesiredState, UserId, Vm, VmId, VmSpec
 from cellmesh.hypervisor.lifecycle.admission import Admission
 from cellmesh.hypervisor.store import Intent, Reading, Store
 from cellmesh.hypervisor.store.rows import vm_from_json, vm_to_json
-from cellmesh.image import GuestImage, ImageStore
-from cellmesh.image import ImageNotFound as NoSuchImage
+from cellmesh.image import ImageError, ImageStore
 
+_log = structlog.get_logger()
 _RESTARTABLE = frozenset({VmState.STOPPED, VmState.BACKOFF, VmState.FAILED})
 
 
@@ -93,10 +95,12 @@ class Vms:
         return vm
 
     def _guest_image(self, digest: str) -> str | None:
-        digest = digest or self._images.default_guest() or ""
+        """Return the digest of the image to boot, or None if it cannot be had."""
         try:
-            return digest if isinstance(self._images.get(digest), GuestImage) else None
-        except NoSuchImage:
+            wanted = digest or self._images.default_guest()
+            return None if wanted is None else self._images.guest(wanted).digest
+        except ImageError as error:
+            _log.warning("vm.no_image", image=digest or "default", error=str(error))
             return None
 
     async def start(self, intent: Intent, vm_id: str) -> Vm:
