@@ -1,0 +1,120 @@
+"""What the agent finds on disks: serials, users, slots, lasting directories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cellmesh.guest import disks
+from cellmesh.guest.containers.cgroup import Cgroup
+from cellmesh.guest.containers.image import BadImage, User, find_user, read_image
+from cellmesh.guest.containers.model import Resources
+from cellmesh.guest.containers.rootfs import Places
+from cellmesh.guest.containers.slots import Slots
+
+
+def test_a_disk_is_found_by_its_serial(tmp_path: Path) -> None:
+    """The serial decides, whatever the order of the disks."""
+    for name, serial in (("vda", "root"), ("vdb", "ab12"), ("loop0", "data")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "serial").write_text(serial)
+    (tmp_path / "vdc").mkdir()
+    assert disks.find_disk("ab12", block=tmp_path) == "/dev/vdb"
+    assert disks.find_disk("data", block=tmp_path) is None
+
+
+def test_a_disk_plugged_late_is_waited_for(tmp_path: Path) -> None:
+    """No disk at all is an answer, after the wait."""
+    assert disks.wait_for_disk("late", timeout=0.05, block=tmp_path) is None
+
+
+def _image(root: Path, config: object) -> Path:
+    (root / ".cellmesh").mkdir()
+    (root / ".cellmesh/config.json").write_text(json.dumps(config))
+    (root / "rootfs/etc").mkdir(parents=True)
+    (root / "rootfs/etc/passwd").write_text("root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n")
+    (root / "rootfs/etc/group").write_text("staff:x:50:\n")
+    return root
+
+
+def test_an_image_says_how_it_is_started(tmp_path: Path) -> None:
+    """Entrypoint, command, environment, directory and user are read from the image's own description."""
+    config = {"entrypoint": ["/a"], "cmd": ["b"], "env": ["X=1=2", "Y"], "working_dir": "/w", "user": "app:staff"}
+    image = read_image(_image(tmp_path, config))
+    assert (image.argv, image.cmd, image.working_dir) == (("/a",), ("b",), "/w")
+    assert image.environment == (("X", "1=2"), ("Y", ""))
+    assert image.user == User(uid=1000, gid=50, home="/home/app")
+
+
+@pytest.mark.parametrize(
+    ("user", "found"),
+    [("", User(home="/root")), ("app", User(uid=1000, gid=1001, home="/home/app")), ("7:8", User(uid=7, gid=8))],
+)
+def test_users_are_found_by_name_and_number(tmp_path: Path, user: str, found: User) -> None:
+    """Names come from the image's tables; a number needs none."""
+    assert find_user(user, _image(tmp_path, {}) / "rootfs") == found
+
+
+@pytest.mark.parametrize("user", ["nobody", "app:nogroup", "70000", "1:70000"])
+def test_a_user_that_is_not_there_is_refused(tmp_path: Path, user: str) -> None:
+    """An unknown name, and an id beyond the container's range, are errors and never root."""
+    with pytest.raises(BadImage, match="image's"):
+        find_user(user, _image(tmp_path, {}) / "rootfs")
+
+
+@pytest.mark.parametrize("config", [[], {"env": "A=B"}, {"entrypoint": [1]}, {"user": 5}, {"cmd": ["a\0b"]}])
+def test_a_description_that_is_not_one_is_refused(tmp_path: Path, config: object) -> None:
+    """Whatever an image's description holds, it is an error with a sentence or a configuration."""
+    with pytest.raises(BadImage, match="config.json"):
+        read_image(_image(tmp_path, config))
+
+
+def test_an_image_cannot_point_at_the_agents_files(tmp_path: Path) -> None:
+    """A symlink in place of the image's user table is not followed."""
+    root = _image(tmp_path, {}) / "rootfs"
+    (root / "etc/passwd").unlink()
+    (root / "etc/passwd").symlink_to("/etc/passwd")
+    with pytest.raises(BadImage, match="not in its"):
+        find_user("root", root)
+
+
+def test_slots_stay_with_their_names(tmp_path: Path) -> None:
+    """A container finds the ids its files belong to after every boot, and shares them with nobody."""
+    slots = Slots(tmp_path / "slots.json")
+    assert [slots.slot(name) for name in ("live", "dev", "live")] == [0, 1, 0]
+    again = Slots(tmp_path / "slots.json")
+    assert [again.slot(name) for name in ("side", "dev")] == [2, 1]
+
+
+def test_lasting_directories_do_not_collide() -> None:
+    """Two paths of the contract never mean one directory."""
+    places = Places(data=Path("/data"))
+    paths = ["/a/b", "/a-b", "/a", "/a.b", "/a_b"]
+    assert len({places.persistent("live", path) for path in paths}) == len(paths)
+
+
+def test_limits_are_written_and_numbers_read(tmp_path: Path) -> None:
+    """The cgroup's files get the limits, and what they say comes back as numbers."""
+    cgroup = Cgroup(tmp_path)
+    assert cgroup.create(Resources(memory_bytes=1 << 25, cpu_millis=250, pids=9, io_weight=50)) == []
+    written = {name: (tmp_path / name).read_text() for name in ("memory.max", "memory.swap.max", "cpu.max", "pids.max")}
+    assert written == {
+        "memory.max": str(1 << 25), "memory.swap.max": "0", "cpu.max": "25000 100000", "pids.max": "9"
+    }  # fmt: skip
+    for name, text in {
+        "memory.current": "5\n",
+        "memory.peak": "6\n",
+        "memory.events": "low 0\noom 2\noom_kill 3\n",
+        "cpu.stat": "usage_usec 1500000\nthrottled_usec 250000\n",
+        "pids.current": "4\n",
+        "pids.events": "max 8\n",
+        "io.stat": "254:0 rbytes=10 wbytes=20 rios=1\n254:16 rbytes=1 wbytes=2\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    stats = cgroup.stats()
+    assert (stats.memory_bytes, stats.memory_peak_bytes, stats.memory_limit_bytes) == (5, 6, 1 << 25)
+    assert (stats.cpu_seconds, stats.throttled_seconds) == (1.5, 0.25)
+    assert (stats.pids, stats.pids_refused, stats.oom_kills) == (4, 8, 3)
+    assert (stats.io_read_bytes, stats.io_write_bytes) == (11, 22)
