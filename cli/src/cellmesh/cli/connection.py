@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import stat
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
@@ -61,6 +62,8 @@ def streaming(call: AsyncIterable[Item]) -> Stream[Item]:
 async def connect(socket: Path) -> AsyncIterator[Node]:
     """Open the operator socket; raises NoNodeError where there is none."""
     check_socket(socket)
+    # gRPC reads this when it is imported; what it says of each connection is noise to a person.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Here, not above: what needs no node (help, doctor, images) starts without gRPC.
     from cellmesh.api.hypervisor.v1 import (
         container_service_pb2_grpc,

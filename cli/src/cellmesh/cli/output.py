@@ -57,10 +57,10 @@ class Output:
         pieces = [Text(printable(cell.text), style=cell.style) for cell in cells]
         self.console().print(Text(" ").join(pieces), soft_wrap=True)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, end: str = "\n") -> None:
         """Tell the person something that is not part of the answer."""
         if not self.json:
-            print(printable(text), file=self._stderr, flush=True)
+            print(printable(text), file=self._stderr, end=end, flush=True)
 
     def document(self, value: JsonObject) -> None:
         """Print a JSON object on one line."""

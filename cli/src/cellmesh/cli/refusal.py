@@ -53,6 +53,8 @@ _FIXES_BY_CODE = {
 # After these the same stream may be opened again from where it was.
 _BROKEN_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 _BROKEN_REASONS = frozenset({"WATCHER_TOO_SLOW"})
+# What grpc.aio 1.85 says, in place of the status it received, when a stream is cut while it is writing to it.
+_CUT_WHILE_WRITING = "Internal error from Core"
 
 
 def explain(error: Exception) -> CliError | None:
@@ -69,7 +71,10 @@ def explain(error: Exception) -> CliError | None:
 def is_broken_stream(error: Exception) -> bool:
     """Tell whether a stream that ended with `error` may be opened again."""
     refusal = _refusal(error)
-    return refusal is not None and (refusal[0] in _BROKEN_CODES or refusal[1] in _BROKEN_REASONS)
+    if refusal is None:
+        return False
+    code, reason, message = refusal
+    return code in _BROKEN_CODES or reason in _BROKEN_REASONS or message == _CUT_WHILE_WRITING
 
 
 def _refusal(error: Exception) -> tuple[str, str, str] | None:

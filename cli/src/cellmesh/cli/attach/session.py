@@ -28,7 +28,15 @@ _MOST_CONTROLS = 64
 class ExecSession:
     """Carries input and signals to a command and its output back, and resumes by offsets when a stream breaks."""
 
-    def __init__(self, open_frame: exec_pb2.ExecOpen, open_stream: OpenStream, write: Write) -> None:
+    def __init__(
+        self,
+        open_frame: exec_pb2.ExecOpen,
+        open_stream: OpenStream,
+        *,
+        write: Write,
+        on_break: Callable[[], None],
+    ) -> None:
+        self._on_break = on_break
         self._open_frame = open_frame
         self._open_stream = open_stream
         self._write = write
@@ -70,6 +78,7 @@ class ExecSession:
                 if exited is not None:
                     return exited
                 broken = ExecLostError("The command's stream ended before the command did.")
+            self._on_break()
             await patience.wait(broken)
 
     async def _attach(self, patience: Patience) -> exec_pb2.ExecExited | None:

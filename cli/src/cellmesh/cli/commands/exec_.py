@@ -53,7 +53,7 @@ def exec_(
             vm_id=name.vm_id,
             container_name=name.container_name,
             exec_id=str(uuid.uuid4()),
-            argv=argv,
+            argv=_without_separator(argv),
             environment=parse_environment(_with_term(env or [], tty=tty)),
             working_dir=working_dir,
             tty=tty,
@@ -63,9 +63,22 @@ def exec_(
         def open_stream(frames: Frames) -> Answers:
             return streaming(session.node.containers.Exec(frames, timeout=STREAM_SECONDS))
 
-        return await _run(ExecSession(frame, open_stream, write_all), interactive=interactive, tty=tty)
+        def tell() -> None:
+            # A raw terminal needs the carriage return; elsewhere it does no harm.
+            session.output.note("The stream broke; coming back to the command. Ctrl-C gives up.", end="\r\n")
+
+        command = ExecSession(frame, open_stream, write=write_all, on_break=tell)
+        return await _run(command, interactive=interactive, tty=tty)
 
     call(context, body, json_output=json_output, failure_code=ExitCode.EXEC_FAILED)
+
+
+def _without_separator(argv: list[str]) -> list[str]:
+    """Drop a `--` between container and command: the parser hands over everything after the container as it stands."""
+    command = argv[1:] if argv[0] == "--" else argv
+    if not command:
+        raise UsageError("No command was given.", "Write it after the container: exec VM/CONTAINER -- sh.")
+    return command
 
 
 async def _run(command: ExecSession, *, interactive: bool, tty: bool) -> int:
