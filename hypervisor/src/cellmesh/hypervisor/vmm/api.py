@@ -37,8 +37,8 @@ class Api:
 
     @classmethod
     def of(cls, handle: Handle) -> Self:
-        """Return the API of the process a handle names; another process that answers is refused."""
-        return cls(RestClient(socket=handle.directory / "api.sock", pid=handle.pid))
+        """Return the API of the VM a handle names; another VM's that answers there is refused."""
+        return cls(RestClient(socket=handle.directory / "api.sock", uid=handle.uid))
 
     async def ping(self) -> str:
         """Return the version of the VMM."""

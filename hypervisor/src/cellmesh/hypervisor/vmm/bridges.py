@@ -20,7 +20,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 
 async def start(directory: Path, *, uid: int) -> tuple[int, int]:
     """Start a bridge, wait until it answers, and return its pid and start tick. Raises LaunchFailed."""
-    pid = await asyncio.to_thread(process.start, command(directory, uid), cwd=Path("/"))
+    pid = process.start(command(directory, uid), cwd=Path("/"))
     ticks = process.start_ticks(pid)
     client = BridgeClient(directory=directory)
     pause = _FIRST_PAUSE

@@ -24,6 +24,13 @@ _FILE_ROOM = 1 << 30
 _LOG_SHOWN = 2048
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """One start, as far as it came: what must be undone when the next step fails."""
+
+    handle: Handle
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launcher:
     """Starts VMs with one binary on one host."""
@@ -54,40 +61,41 @@ class Launcher:
             directory=run,
             created=datetime.now(UTC),
         )
+        attempt = _Attempt(intent)
         try:
-            return await self._steps(cell, intent)
+            await self._steps(cell, attempt)
         except BaseException:
-            await self._undo(intent)
+            await self._undo(attempt.handle)
             raise
+        return attempt.handle
 
-    async def _steps(self, cell: Cell, intent: Handle) -> Handle:
-        run = intent.directory
+    async def _steps(self, cell: Cell, attempt: _Attempt) -> None:
+        run = attempt.handle.directory
         await asyncio.to_thread(layout.clear_stale, run)
-        await self._write(intent)
+        await self._write(attempt.handle)
         self.failpoint("launch.handle_written")
-        pid, ticks = await bridges.start(run, uid=intent.uid)
-        current = replace(intent, bridge_pid=pid, bridge_start_ticks=ticks)
-        await bridges.listen(current, f"agent.{cell.epoch}", layout.AGENT_PORT)
+        pid, ticks = await bridges.start(run, uid=attempt.handle.uid)
+        attempt.handle = replace(attempt.handle, bridge_pid=pid, bridge_start_ticks=ticks)
+        await bridges.listen(attempt.handle, f"agent.{cell.epoch}", layout.AGENT_PORT)
         self.failpoint("launch.bridge_started")
-        current = await self._start_vmm(cell, current)
-        await self._write(current)
-        api = Api.of(current)
-        await _answers(api, current)
+        self._start_vmm(cell, attempt)
+        await self._write(attempt.handle)
+        api = Api.of(attempt.handle)
+        await _answers(api, attempt.handle)
         self.failpoint("launch.vmm_started")
         await api.create(cell, run)
         self.failpoint("launch.vm_created")
         await api.boot()
         self.failpoint("launch.vm_booted")
-        return current
 
-    async def _start_vmm(self, cell: Cell, current: Handle) -> Handle:
-        command = process.confined(self._command(current.directory), self._privileges(cell, current.uid))
-        pid = await asyncio.to_thread(process.start, command, cwd=current.directory)
+    def _start_vmm(self, cell: Cell, attempt: _Attempt) -> None:
+        run, uid = attempt.handle.directory, attempt.handle.uid
+        pid = process.start(process.confined(self._command(run), self._privileges(cell, uid)), cwd=run)
         ticks = process.start_ticks(pid)
+        attempt.handle = replace(attempt.handle, pid=pid, start_ticks=ticks or 0)
         if ticks is None:
-            raise LaunchFailed(f"cloud-hypervisor ended at once: {_log(current.directory)}")
-        self.cgroups.confine(current.directory.name, pid, memory_bytes=cell.memory_bytes, vcpus=cell.vcpus)
-        return replace(current, pid=pid, start_ticks=ticks)
+            raise LaunchFailed(f"cloud-hypervisor ended at once: {_log(run)}")
+        self.cgroups.confine(run.name, pid, memory_bytes=cell.memory_bytes, vcpus=cell.vcpus)
 
     def _command(self, run: Path) -> list[str]:
         return [
@@ -119,16 +127,15 @@ class Launcher:
     async def _write(self, current: Handle) -> None:
         await asyncio.to_thread(handle_file.write, self.layout.handle(current.vm_id), current)
 
-    async def _undo(self, intent: Handle) -> None:
-        run = intent.directory
-        for pid in await asyncio.to_thread(sweep.vmm_processes, run):
-            if (ticks := process.start_ticks(pid)) is not None:
-                process.send_signal(pid, ticks, signal.SIGKILL)
-                await process.wait(pid, ticks, seconds=_KILL_SECONDS)
-            process.reap(pid)
+    async def _undo(self, reached: Handle) -> None:
+        run = reached.directory
+        if reached.pid:
+            process.send_signal(reached.pid, reached.start_ticks, signal.SIGKILL)
+            await process.wait(reached.pid, reached.start_ticks, seconds=_KILL_SECONDS)
+            process.reap(reached.pid)
         await bridges.end_all(run)
         self.cgroups.remove(run.name)
-        self.layout.handle(intent.vm_id).unlink(missing_ok=True)
+        self.layout.handle(reached.vm_id).unlink(missing_ok=True)
         await asyncio.to_thread(layout.clear_stale, run)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cellmesh.hypervisor.vmm.errors import LaunchFailed
 
 _PROC = Path("/proc")
 _NOFILE = 8192
+_EXEC_SECONDS = 0.0002
 _TOOLS = "/usr/bin:/bin:/usr/sbin:/sbin:/run/current-system/sw/bin"
 
 
@@ -89,7 +91,10 @@ def confined(command: Sequence[str], privileges: Privileges) -> list[str]:
 
 
 def start(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> int:
-    """Start a process in a session of its own, without our files or environment, and return its pid; blocks briefly."""
+    """Start a process in a session of its own, without our files or environment, and return its pid.
+
+    It blocks for the millisecond vfork and exec take: in a thread it could be started after its caller was cancelled.
+    """
     try:
         process = subprocess.Popen(
             command,
@@ -104,6 +109,8 @@ def start(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = 
     except OSError as error:
         raise LaunchFailed(f"{command[0]} could not be started: {error}.") from error
     process.returncode = 0  # it outlives us and is reaped by pid; the destructor must not complain
+    while not argv(process.pid) and start_ticks(process.pid) is not None:
+        time.sleep(_EXEC_SECONDS)  # the kernel shows the new arguments a moment after exec, and we are found by them
     return process.pid
 
 

@@ -1,13 +1,14 @@
 """HTTP/1.1 over a unix socket, as much of it as cloud-hypervisor's REST API needs: one connection per request.
 
 cloud-hypervisor counts idle connections against a small limit, so none is kept. Its socket lies in a directory that a
-broken-out VMM could write, so the process at the other end is compared with the one that was started (SO_PEERCRED).
+broken-out VMM could write, and could link to another VM's, so the uid at the other end is looked at (SO_PEERCRED).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ class RestClient:
     """Sends requests to the API socket of one VMM."""
 
     socket: Path
-    pid: int | None
-    """The process that must be listening; None to accept any."""
+    uid: int
+    """Whose process must be listening: the VM's own uid; ours is trusted as well."""
 
     async def request(self, method: str, endpoint: str, body: object = None, *, seconds: float) -> object:
         """Send one request and return the decoded JSON answer, None when it has no body.
@@ -59,12 +60,10 @@ class RestClient:
             writer.transport.abort()
 
     def _check_peer(self, writer: asyncio.StreamWriter) -> None:
-        if self.pid is None:
-            return
         raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid: int = struct.unpack("3i", raw)[0]
-        if pid != self.pid:
-            raise VmmInvalid(f"The API socket is served by process {pid}, not by the VM's own process {self.pid}.")
+        pid, uid, _ = struct.unpack("3i", raw)
+        if uid not in (self.uid, os.getuid()):
+            raise VmmInvalid(f"The API socket is served by process {pid} of uid {uid}, not by the VM's uid {self.uid}.")
 
 
 def _head(method: str, endpoint: str, length: int) -> bytes:
