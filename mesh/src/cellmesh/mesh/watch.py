@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -108,7 +108,7 @@ class Subscription(Generic[T]):
 
 async def follow(
     hub: Hub[T], history: History[T], position: int, *, heartbeat: float = HEARTBEAT
-) -> AsyncIterator[Change[T] | Bookmark]:
+) -> AsyncGenerator[Change[T] | Bookmark, None]:
     """Yield each change after `position` once, in order; a bookmark when those from before are told, then on silence.
 
     Raises ResumeTokenExpired if changes after `position` are no longer kept, WatcherTooSlow if the reader falls behind.

@@ -1,0 +1,172 @@
+"""A channel keeps a sick or hostile downstream from doing harm."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cellmesh.api.guest.v1 import guest_service_pb2, guest_service_pb2_grpc
+from cellmesh.api.hypervisor.v1 import vm_service_pb2, vm_service_pb2_grpc
+from cellmesh.mesh.breaker import Breaker
+from cellmesh.mesh.channel import guest_channel, unix_channel
+from cellmesh.mesh.errors import DownstreamUnavailable, InvalidAnswer, RemoteError
+from support.vm_service import GET, Vms
+
+INFO = guest_service_pb2.GetInfoRequest()
+
+
+class Guest(guest_service_pb2_grpc.GuestServiceServicer):
+    """An agent that answers what a test wants."""
+
+    def __init__(
+        self, answer: Callable[[grpc.aio.ServicerContext], Awaitable[guest_service_pb2.GetInfoResponse]]
+    ) -> None:
+        self._answer = answer
+
+    async def GetInfo(
+        self, request: guest_service_pb2.GetInfoRequest, context: grpc.aio.ServicerContext
+    ) -> guest_service_pb2.GetInfoResponse:
+        """Answer."""
+        return await self._answer(context)
+
+
+@asynccontextmanager
+async def _plain(path: Path, add: Callable[[grpc.aio.Server], None]) -> AsyncIterator[None]:
+    """Serve without any policy, as a stranger would."""
+    server = grpc.aio.server()
+    add(server)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(None)
+
+
+async def _ask(path: Path, guest: Guest) -> guest_service_pb2.GetInfoResponse:
+    add = functools.partial(guest_service_pb2_grpc.add_GuestServiceServicer_to_server, guest)
+    async with _plain(path, add), guest_channel(path, vm_id="vm-1") as channel:
+        return await guest_service_pb2_grpc.GuestServiceStub(channel).GetInfo(INFO)
+
+
+@pytest.mark.asyncio
+async def test_guests_answer_is_checked(tmp_path: Path) -> None:
+    """An answer that breaks a rule of the contract is an error of the guest's, whatever it says."""
+
+    async def lie(_: grpc.aio.ServicerContext) -> guest_service_pb2.GetInfoResponse:
+        return guest_service_pb2.GetInfoResponse(boot_id="../../etc/passwd")
+
+    with pytest.raises(InvalidAnswer, match=r"guest vm-1 broke the contract: GetInfoResponse\.boot_id"):
+        await _ask(tmp_path / "s", Guest(lie))
+
+
+@pytest.mark.asyncio
+async def test_guests_answer_is_small(tmp_path: Path) -> None:
+    """An answer above 256 KiB is not taken in."""
+
+    async def flood(_: grpc.aio.ServicerContext) -> guest_service_pb2.GetInfoResponse:
+        return guest_service_pb2.GetInfoResponse(agent_version="x" * 300_000)
+
+    with pytest.raises(RemoteError) as refusal:
+        await _ask(tmp_path / "s", Guest(flood))
+    assert refusal.value.code.name == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.asyncio
+async def test_guests_error_is_escaped(tmp_path: Path) -> None:
+    """A guest cannot write to a terminal or forge a log line through its error."""
+
+    async def shout(context: grpc.aio.ServicerContext) -> guest_service_pb2.GetInfoResponse:
+        await context.abort(grpc.StatusCode.NOT_FOUND, "\x1b[2J\nroot: ok \u202e" + "x" * 3000)
+
+    with pytest.raises(RemoteError) as refusal:
+        await _ask(tmp_path / "s", Guest(shout))
+    assert refusal.value.message.isprintable()
+    assert len(refusal.value.message) <= 1024
+
+
+@pytest.mark.asyncio
+async def test_guests_bytes_that_are_no_message(tmp_path: Path) -> None:
+    """What cannot be decoded is an error, not None."""
+
+    async def garbage(_: bytes, __: grpc.aio.ServicerContext) -> bytes:
+        return b"\xff\xff\xff"
+
+    def add(server: grpc.aio.Server) -> None:
+        handlers = {"GetInfo": grpc.unary_unary_rpc_method_handler(garbage)}
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("cellmesh.api.guest.v1.GuestService", handlers),)
+        )
+
+    async with _plain(tmp_path / "s", add), guest_channel(tmp_path / "s", vm_id="vm-1") as channel:
+        with pytest.raises(InvalidAnswer):
+            await guest_service_pb2_grpc.GuestServiceStub(channel).GetInfo(INFO)
+
+
+@pytest.mark.asyncio
+async def test_stream_is_tried_again_only_before_its_first_answer(tmp_path: Path) -> None:
+    """A watch that cannot start is tried again; one that broke after an answer is the caller's to resume."""
+
+    class Flaky(Vms):
+        async def WatchVms(self, request, context):  # type: ignore[no-untyped-def]
+            """Fail before the first answer twice, then after it."""
+            self.asked += 1
+            if self.asked >= 3:
+                yield vm_service_pb2.WatchVmsResponse(bookmark={})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+    vms = Flaky()
+    async with _plain(tmp_path / "s", vms.register), unix_channel(tmp_path / "s", downstream="d") as channel:
+        told = aiter(vm_service_pb2_grpc.VmServiceStub(channel).WatchVms(vm_service_pb2.WatchVmsRequest()))
+        assert (await anext(told)).HasField("bookmark")
+        with pytest.raises(DownstreamUnavailable):
+            await anext(told)
+    assert vms.asked == 3
+
+
+@pytest.mark.asyncio
+async def test_cancelled_callers_do_not_open_the_breaker(tmp_path: Path) -> None:
+    """Users who close their tabs take nobody else down."""
+    vms = Vms(asyncio.Event().wait)  # type: ignore[arg-type]  # what it returns never comes
+    breaker = Breaker("d", fail_max=2)
+    async with (
+        _plain(tmp_path / "s", vms.register),
+        unix_channel(tmp_path / "s", downstream="d", breaker=breaker) as channel,
+    ):
+        stub = vm_service_pb2_grpc.VmServiceStub(channel)
+        for _ in range(5):
+            vms.entered.clear()
+            call = asyncio.ensure_future(stub.GetVm(GET, timeout=9.0))
+            await vms.entered.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+    assert breaker.state == "closed"
+
+
+@pytest.mark.asyncio
+async def test_outage_is_not_amplified(tmp_path: Path) -> None:
+    """A hundred calls to a downstream that refuses them make at most 1.2 times as many, and a burst of three."""
+
+    class Refusing(Vms):
+        async def GetVm(self, request, context):  # type: ignore[no-untyped-def]
+            """Refuse."""
+            self.asked += 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no")
+
+    vms = Refusing()
+    breaker = Breaker("d", fail_max=10_000)
+    async with (
+        _plain(tmp_path / "s", vms.register),
+        unix_channel(tmp_path / "s", downstream="d", breaker=breaker) as channel,
+    ):
+        stub = vm_service_pb2_grpc.VmServiceStub(channel)
+        results = await asyncio.gather(*(stub.GetVm(GET) for _ in range(100)), return_exceptions=True)
+    assert all(isinstance(result, DownstreamUnavailable) for result in results)
+    assert 100 < vms.asked <= 123

@@ -1,0 +1,206 @@
+"""The listeners of a service know who calls, hold their sockets alone, and end without losing a call."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from cellmesh.api.hypervisor.v1 import vm_service_pb2, vm_service_pb2_grpc
+from cellmesh.mesh.channel import unix_channel
+from cellmesh.mesh.errors import DeadlineExceeded, DownstreamUnavailable, RemoteError
+from cellmesh.mesh.identity import OPERATOR, caller
+from cellmesh.mesh.policy import PolicyMissing
+from cellmesh.mesh.server import GuestServer, MeshServer
+from cellmesh.mesh.unix_socket import SocketUnavailable
+from support.vm_service import GET, Vms
+
+_PATIENCE = 30.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Give a path for the operator socket."""
+    return tmp_path / "operator.sock"
+
+
+def _server(vms: Vms, path: Path) -> MeshServer:
+    server = MeshServer([vms.register])
+    server.add_operator_socket(path)
+    return server
+
+
+async def _services(channel: grpc.aio.Channel) -> list[str]:
+    """Ask a server by reflection what it serves."""
+
+    async def ask() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    async for answer in stub.ServerReflectionInfo(ask()):
+        return [service.name for service in answer.list_services_response.service]
+    return []
+
+
+@pytest.mark.asyncio
+async def test_operator_socket_is_the_operators_alone(path: Path) -> None:
+    """Only its owner may connect, and whoever does is the operator."""
+    seen = []
+
+    async def note() -> None:
+        seen.append(caller())
+
+    async with _server(Vms(note), path), unix_channel(path, downstream="d") as channel:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+    assert seen == [OPERATOR]
+    assert not path.exists()
+
+
+@pytest.mark.asyncio
+async def test_operator_finds_the_standard_services(path: Path) -> None:
+    """Reflection lists what is served, health answers for each service, channelz is there."""
+    async with _server(Vms(), path), unix_channel(path, downstream="d") as channel:
+        served = await _services(channel)
+        assert {"cellmesh.api.hypervisor.v1.VmService", "grpc.channelz.v1.Channelz"} < set(served)
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "cellmesh.api.hypervisor.v1.VmService"):
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.asyncio
+async def test_socket_that_is_served_is_not_taken(path: Path) -> None:
+    """A second server is refused the path, and the first goes on."""
+    async with _server(Vms(), path), unix_channel(path, downstream="d") as channel:
+        with pytest.raises(SocketUnavailable, match="another process"):
+            _server(Vms(), path)
+        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+
+
+@pytest.mark.asyncio
+async def test_guest_is_known_by_its_socket_and_gets_no_more(tmp_path: Path) -> None:
+    """A call on a VM's socket is that VM's agent, who may call nothing of the operator's and look at nothing."""
+    vms = Vms()
+    server = GuestServer(tmp_path / "guest.sock", [vms.register], vm_id="vm-1")
+    await server.start()
+    try:
+        async with unix_channel(tmp_path / "guest.sock", downstream="d") as channel:
+            with pytest.raises(RemoteError) as refusal:
+                await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+            assert refusal.value.reason == "CALLER_NOT_ALLOWED"
+            with pytest.raises(RemoteError):
+                await _services(channel)
+    finally:
+        await server.stop()
+    assert vms.asked == 0
+
+
+@pytest.mark.asyncio
+async def test_guests_message_is_small_or_refused(tmp_path: Path) -> None:
+    """A message above 256 KiB never reaches a servicer."""
+    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1")
+    await server.start()
+    try:
+        async with unix_channel(tmp_path / "guest.sock", downstream="d") as channel:
+            request = vm_service_pb2.WatchVmsRequest(resume_token=b"x" * 300_000)
+            with pytest.raises(RemoteError) as refusal:
+                await anext(aiter(vm_service_pb2_grpc.VmServiceStub(channel).WatchVms(request)))
+        assert refusal.value.code.name == "RESOURCE_EXHAUSTED"
+    finally:
+        await server.stop()
+
+
+@pytest.mark.asyncio
+async def test_stop_lets_calls_end(path: Path) -> None:
+    """A call that runs when the server stops gets its answer, and a watcher of health hears NOT_SERVING first."""
+    go = asyncio.Event()
+
+    async def wait() -> None:
+        await go.wait()
+
+    vms = Vms(wait)
+    server = _server(vms, path)
+    await server.start()
+    async with unix_channel(path, downstream="d") as channel:
+        health = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
+        assert (await anext(health)).status == health_pb2.HealthCheckResponse.SERVING
+        async with asyncio.timeout(_PATIENCE), asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=9.0))
+            await vms.entered.wait()
+            tasks.create_task(server.stop(_PATIENCE))
+            assert (await anext(health)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            go.set()
+            await call
+            await health.aclose()  # type: ignore[attr-defined]  # the stub gives gRPC's type
+
+
+@pytest.mark.asyncio
+async def test_caller_that_goes_away_ends_the_work(path: Path) -> None:
+    """A cancelled call is cancelled in the servicer too, through all that lies between."""
+    vms = Vms(asyncio.Event().wait)  # type: ignore[arg-type]  # what it returns never comes
+    async with _server(vms, path), unix_channel(path, downstream="d") as channel:
+        call = asyncio.ensure_future(vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=9.0))
+        async with asyncio.timeout(_PATIENCE):
+            await vms.entered.wait()
+            call.cancel()
+            await vms.ended.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+@pytest.mark.asyncio
+async def test_stream_nobody_reads_is_closed_where_it_ran(path: Path) -> None:
+    """A servicer's generator is closed at once when its reader goes, not when the garbage collector comes."""
+    vms = Vms()
+    async with _server(vms, path), unix_channel(path, downstream="d") as channel:
+        stream = vm_service_pb2_grpc.VmServiceStub(channel).WatchVms(vm_service_pb2.WatchVmsRequest())
+        async for answer in stream:
+            if answer.vm.revision == 100:
+                break
+        stream.cancel()
+        async with asyncio.timeout(_PATIENCE):
+            await vms.ended.wait()
+
+
+@pytest.mark.asyncio
+async def test_deadline_ends_a_stream(path: Path) -> None:
+    """A stream ends with DEADLINE_EXCEEDED when its time is over, though it never fell silent."""
+    async with _server(Vms(), path), unix_channel(path, downstream="d") as channel:
+        stream = vm_service_pb2_grpc.VmServiceStub(channel).WatchVms(vm_service_pb2.WatchVmsRequest(), timeout=0.2)
+        with pytest.raises(DeadlineExceeded):
+            async for _ in stream:
+                pass
+
+
+@pytest.mark.asyncio
+async def test_bytes_that_are_no_message_are_the_callers_fault(path: Path) -> None:
+    """What cannot be decoded is INVALID_REQUEST, not a fault of the service."""
+    async with _server(Vms(), path), grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await channel.unary_unary("/cellmesh.api.hypervisor.v1.VmService/GetVm")(b"\xff\xff\xff")
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.asyncio
+async def test_nobody_behind_the_socket(path: Path) -> None:
+    """A downstream that is not there is UNAVAILABLE, with what to do."""
+    async with unix_channel(path, downstream="d") as channel:
+        with pytest.raises(DownstreamUnavailable, match="Try again"):
+            await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+
+
+def test_service_without_policy_does_not_start() -> None:
+    """A server with an RPC no contract describes is refused before anybody can call."""
+
+    def register(server: grpc.aio.Server) -> None:
+        server.add_registered_method_handlers("planted.v1.Nobody", {"Knows": object()})  # type: ignore[attr-defined]
+
+    with pytest.raises(PolicyMissing, match=r"planted\.v1\.Nobody/Knows"):
+        MeshServer([register])
