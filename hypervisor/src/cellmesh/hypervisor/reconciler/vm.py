@@ -14,7 +14,7 @@ from cellmesh.hypervisor.domain.vm import LIVE_STATES, DesiredState, Reason, Vm,
 from cellmesh.hypervisor.lifecycle.sessions import Session
 from cellmesh.hypervisor.reconciler import outcomes
 from cellmesh.hypervisor.reconciler.containers import ContainerReconciler
-from cellmesh.hypervisor.reconciler.launch import attached_at_boot, launch
+from cellmesh.hypervisor.reconciler.launch import StartFailed, attached_at_boot, launch
 from cellmesh.hypervisor.reconciler.stop import agent_grace, kill_whatever_runs, stop
 from cellmesh.hypervisor.reconciler.world import World
 from cellmesh.hypervisor.vmm import Doubtful, Exit, Gone, Handle, Running, VmmError
@@ -109,9 +109,8 @@ class VmReconciler:
     async def _launch(self, tasks: asyncio.TaskGroup, vm: Vm, containers: Sequence[Container]) -> None:
         try:
             handle = await launch(self._world, vm, containers)
-        except MeshError as error:
-            await self._clear_away()
-            await outcomes.fail(self._world, vm.vm_id, vm.epoch, Reason(error.reason), error.message)
+        except StartFailed as error:
+            await self._died(vm, Reason(error.reason), error.message)
             return
         self._take(tasks, handle, attached=attached_at_boot(containers))
         await outcomes.put_pid(self._world, vm.vm_id, vm.epoch, handle.pid)
