@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from cellmesh.api.common.v1 import container_pb2 as cellmesh_dot_api_dot_common_dot_v1_dot_container__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cellmesh/api/common/v1/exec.proto\x12\x16\x63\x65llmesh.api.common.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&cellmesh/api/common/v1/container.proto\"E\n\x0cTerminalSize\x12\x18\n\x04rows\x18\x01 \x01(\rB\n\xbaH\x07*\x05\x18\x80 (\x01\x12\x1b\n\x07\x63olumns\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\x80 (\x01\"\xa6\x03\n\x08\x45xecOpen\x12\x17\n\x05vm_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x35\n\x0e\x63ontainer_name\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\x12\x19\n\x07\x65xec_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\x04\x61rgv\x18\x04 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x08\x01\x10@\"\x12r\x10\x18\x80\x80\x04\x32\n^[^\\x00]*$\x12J\n\x0b\x65nvironment\x18\x05 \x03(\x0b\x32+.cellmesh.api.common.v1.EnvironmentVariableB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x36\n\x0bworking_dir\x18\x06 \x01(\tB!\xbaH\x1er\x1c\x18\x80\x02\x32\x17^(/[^\\x00-\\x1f\\x7f]*)?$\x12\x0b\n\x03tty\x18\x07 \x01(\x08\x12\x32\n\x04size\x18\x08 \x01(\x0b\x32$.cellmesh.api.common.v1.TerminalSize\x12\x0e\n\x06resume\x18\t \x01(\x08\x12\x15\n\rstdout_offset\x18\n \x01(\x04\x12\x15\n\rstderr_offset\x18\x0b \x01(\x04\"A\n\tExecStdin\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x17\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x0b\n\x03\x65of\x18\x03 \x01(\x08\"7\n\x07\x45xecAck\x12\x15\n\rstdout_offset\x18\x01 \x01(\x04\x12\x15\n\rstderr_offset\x18\x02 \x01(\x04\"\'\n\nExecSignal\x12\x19\n\x06number\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\x1f(\x01\"\x9f\x02\n\tExecInput\x12\x30\n\x04open\x18\x01 \x01(\x0b\x32 .cellmesh.api.common.v1.ExecOpenH\x00\x12\x32\n\x05stdin\x18\x02 \x01(\x0b\x32!.cellmesh.api.common.v1.ExecStdinH\x00\x12.\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x1f.cellmesh.api.common.v1.ExecAckH\x00\x12\x36\n\x06resize\x18\x04 \x01(\x0b\x32$.cellmesh.api.common.v1.TerminalSizeH\x00\x12\x34\n\x06signal\x18\x05 \x01(\x0b\x32\".cellmesh.api.common.v1.ExecSignalH\x00\x42\x0e\n\x05\x66rame\x12\x05\xbaH\x02\x08\x01\"3\n\nExecOpened\x12\x0f\n\x07resumed\x18\x01 \x01(\x08\x12\x14\n\x0cstdin_offset\x18\x02 \x01(\x04\"u\n\x08\x45xecData\x12@\n\x06stream\x18\x01 \x01(\x0e\x32$.cellmesh.api.common.v1.OutputStreamB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x17\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"\x1e\n\x0c\x45xecStdinAck\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"m\n\nExecExited\x12\x1d\n\texit_code\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xff\x01(\x00\x12\x12\n\noom_killed\x18\x02 \x01(\x08\x12\x15\n\rstdout_length\x18\x03 \x01(\x04\x12\x15\n\rstderr_length\x18\x04 \x01(\x04\"\xf5\x01\n\nExecOutput\x12\x34\n\x06opened\x18\x01 \x01(\x0b\x32\".cellmesh.api.common.v1.ExecOpenedH\x00\x12\x30\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32 .cellmesh.api.common.v1.ExecDataH\x00\x12\x39\n\tstdin_ack\x18\x03 \x01(\x0b\x32$.cellmesh.api.common.v1.ExecStdinAckH\x00\x12\x34\n\x06\x65xited\x18\x04 \x01(\x0b\x32\".cellmesh.api.common.v1.ExecExitedH\x00\x42\x0e\n\x05\x66rame\x12\x05\xbaH\x02\x08\x01*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!cellmesh/api/common/v1/exec.proto\x12\x16\x63\x65llmesh.api.common.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&cellmesh/api/common/v1/container.proto\"E\n\x0cTerminalSize\x12\x18\n\x04rows\x18\x01 \x01(\rB\n\xbaH\x07*\x05\x18\x80 (\x01\x12\x1b\n\x07\x63olumns\x18\x02 \x01(\rB\n\xbaH\x07*\x05\x18\x80 (\x01\"\xc2\x03\n\x08\x45xecOpen\x12%\n\x05vm_id\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\x12\x35\n\x0e\x63ontainer_name\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\x12\'\n\x07\x65xec_id\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\x12,\n\x04\x61rgv\x18\x04 \x03(\tB\x1e\xbaH\x1b\x92\x01\x18\x08\x01\x10@\"\x12r\x10\x18\x80\x80\x04\x32\n^[^\\x00]*$\x12J\n\x0b\x65nvironment\x18\x05 \x03(\x0b\x32+.cellmesh.api.common.v1.EnvironmentVariableB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x36\n\x0bworking_dir\x18\x06 \x01(\tB!\xbaH\x1er\x1c\x18\x80\x02\x32\x17^(/[^\\x00-\\x1f\\x7f]*)?$\x12\x0b\n\x03tty\x18\x07 \x01(\x08\x12\x32\n\x04size\x18\x08 \x01(\x0b\x32$.cellmesh.api.common.v1.TerminalSize\x12\x0e\n\x06resume\x18\t \x01(\x08\x12\x15\n\rstdout_offset\x18\n \x01(\x04\x12\x15\n\rstderr_offset\x18\x0b \x01(\x04\"A\n\tExecStdin\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x17\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x0b\n\x03\x65of\x18\x03 \x01(\x08\"7\n\x07\x45xecAck\x12\x15\n\rstdout_offset\x18\x01 \x01(\x04\x12\x15\n\rstderr_offset\x18\x02 \x01(\x04\"\'\n\nExecSignal\x12\x19\n\x06number\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\x1f(\x01\"\x9f\x02\n\tExecInput\x12\x30\n\x04open\x18\x01 \x01(\x0b\x32 .cellmesh.api.common.v1.ExecOpenH\x00\x12\x32\n\x05stdin\x18\x02 \x01(\x0b\x32!.cellmesh.api.common.v1.ExecStdinH\x00\x12.\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x1f.cellmesh.api.common.v1.ExecAckH\x00\x12\x36\n\x06resize\x18\x04 \x01(\x0b\x32$.cellmesh.api.common.v1.TerminalSizeH\x00\x12\x34\n\x06signal\x18\x05 \x01(\x0b\x32\".cellmesh.api.common.v1.ExecSignalH\x00\x42\x0e\n\x05\x66rame\x12\x05\xbaH\x02\x08\x01\"3\n\nExecOpened\x12\x0f\n\x07resumed\x18\x01 \x01(\x08\x12\x14\n\x0cstdin_offset\x18\x02 \x01(\x04\"u\n\x08\x45xecData\x12@\n\x06stream\x18\x01 \x01(\x0e\x32$.cellmesh.api.common.v1.OutputStreamB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x17\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"\x1e\n\x0c\x45xecStdinAck\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"m\n\nExecExited\x12\x1d\n\texit_code\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xff\x01(\x00\x12\x12\n\noom_killed\x18\x02 \x01(\x08\x12\x15\n\rstdout_length\x18\x03 \x01(\x04\x12\x15\n\rstderr_length\x18\x04 \x01(\x04\"\xf5\x01\n\nExecOutput\x12\x34\n\x06opened\x18\x01 \x01(\x0b\x32\".cellmesh.api.common.v1.ExecOpenedH\x00\x12\x30\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32 .cellmesh.api.common.v1.ExecDataH\x00\x12\x39\n\tstdin_ack\x18\x03 \x01(\x0b\x32$.cellmesh.api.common.v1.ExecStdinAckH\x00\x12\x34\n\x06\x65xited\x18\x04 \x01(\x0b\x32\".cellmesh.api.common.v1.ExecExitedH\x00\x42\x0e\n\x05\x66rame\x12\x05\xbaH\x02\x08\x01*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,11 +38,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TERMINALSIZE'].fields_by_name['columns']._loaded_options = None
   _globals['_TERMINALSIZE'].fields_by_name['columns']._serialized_options = b'\272H\007*\005\030\200 (\001'
   _globals['_EXECOPEN'].fields_by_name['vm_id']._loaded_options = None
-  _globals['_EXECOPEN'].fields_by_name['vm_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_EXECOPEN'].fields_by_name['vm_id']._serialized_options = b'\272H\023r\0212\014^[0-9a-f-]*$\260\001\001'
   _globals['_EXECOPEN'].fields_by_name['container_name']._loaded_options = None
   _globals['_EXECOPEN'].fields_by_name['container_name']._serialized_options = b'\272H\032r\0302\026^[a-z][a-z0-9-]{0,31}$'
   _globals['_EXECOPEN'].fields_by_name['exec_id']._loaded_options = None
-  _globals['_EXECOPEN'].fields_by_name['exec_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_EXECOPEN'].fields_by_name['exec_id']._serialized_options = b'\272H\023r\0212\014^[0-9a-f-]*$\260\001\001'
   _globals['_EXECOPEN'].fields_by_name['argv']._loaded_options = None
   _globals['_EXECOPEN'].fields_by_name['argv']._serialized_options = b'\272H\033\222\001\030\010\001\020@\"\022r\020\030\200\200\0042\n^[^\\x00]*$'
   _globals['_EXECOPEN'].fields_by_name['environment']._loaded_options = None
@@ -63,28 +63,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECEXITED'].fields_by_name['exit_code']._serialized_options = b'\272H\007\032\005\030\377\001(\000'
   _globals['_EXECOUTPUT'].oneofs_by_name['frame']._loaded_options = None
   _globals['_EXECOUTPUT'].oneofs_by_name['frame']._serialized_options = b'\272H\002\010\001'
-  _globals['_OUTPUTSTREAM']._serialized_start=1644
-  _globals['_OUTPUTSTREAM']._serialized_end=1741
+  _globals['_OUTPUTSTREAM']._serialized_start=1672
+  _globals['_OUTPUTSTREAM']._serialized_end=1769
   _globals['_TERMINALSIZE']._serialized_start=130
   _globals['_TERMINALSIZE']._serialized_end=199
   _globals['_EXECOPEN']._serialized_start=202
-  _globals['_EXECOPEN']._serialized_end=624
-  _globals['_EXECSTDIN']._serialized_start=626
-  _globals['_EXECSTDIN']._serialized_end=691
-  _globals['_EXECACK']._serialized_start=693
-  _globals['_EXECACK']._serialized_end=748
-  _globals['_EXECSIGNAL']._serialized_start=750
-  _globals['_EXECSIGNAL']._serialized_end=789
-  _globals['_EXECINPUT']._serialized_start=792
-  _globals['_EXECINPUT']._serialized_end=1079
-  _globals['_EXECOPENED']._serialized_start=1081
-  _globals['_EXECOPENED']._serialized_end=1132
-  _globals['_EXECDATA']._serialized_start=1134
-  _globals['_EXECDATA']._serialized_end=1251
-  _globals['_EXECSTDINACK']._serialized_start=1253
-  _globals['_EXECSTDINACK']._serialized_end=1283
-  _globals['_EXECEXITED']._serialized_start=1285
-  _globals['_EXECEXITED']._serialized_end=1394
-  _globals['_EXECOUTPUT']._serialized_start=1397
-  _globals['_EXECOUTPUT']._serialized_end=1642
+  _globals['_EXECOPEN']._serialized_end=652
+  _globals['_EXECSTDIN']._serialized_start=654
+  _globals['_EXECSTDIN']._serialized_end=719
+  _globals['_EXECACK']._serialized_start=721
+  _globals['_EXECACK']._serialized_end=776
+  _globals['_EXECSIGNAL']._serialized_start=778
+  _globals['_EXECSIGNAL']._serialized_end=817
+  _globals['_EXECINPUT']._serialized_start=820
+  _globals['_EXECINPUT']._serialized_end=1107
+  _globals['_EXECOPENED']._serialized_start=1109
+  _globals['_EXECOPENED']._serialized_end=1160
+  _globals['_EXECDATA']._serialized_start=1162
+  _globals['_EXECDATA']._serialized_end=1279
+  _globals['_EXECSTDINACK']._serialized_start=1281
+  _globals['_EXECSTDINACK']._serialized_end=1311
+  _globals['_EXECEXITED']._serialized_start=1313
+  _globals['_EXECEXITED']._serialized_end=1422
+  _globals['_EXECOUTPUT']._serialized_start=1425
+  _globals['_EXECOUTPUT']._serialized_end=1670
 # @@protoc_insertion_point(module_scope)

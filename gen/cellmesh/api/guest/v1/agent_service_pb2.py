@@ -29,7 +29,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)cellmesh/api/guest/v1/agent_service.proto\x12\x15\x63\x65llmesh.api.guest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&cellmesh/api/common/v1/container.proto\x1a$cellmesh/api/options/v1/method.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x01\n\x0cHelloRequest\x12\x19\n\x07\x62oot_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\ragent_version\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\x12-\n\x0ekernel_release\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12%\n\x11protocol_versions\x18\x04 \x03(\rB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\"\xc0\x01\n\rHelloResponse\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x16\n\x0e\x64iscard_layers\x18\x04 \x01(\x08\x12\x35\n\x12heartbeat_interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbd\x01\n\rReportRequest\x12\x17\n\x05vm_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x16\n\x05\x65poch\x18\x02 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x19\n\x08sequence\x18\x03 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x45\n\ncontainers\x18\x04 \x03(\x0b\x32\'.cellmesh.api.common.v1.ContainerStatusB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x19\n\x11\x64ropped_log_bytes\x18\x05 \x01(\x04\"/\n\x0eReportResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x04\x32\xed\x01\n\x0c\x41gentService\x12k\n\x05Hello\x12#.cellmesh.api.guest.v1.HelloRequest\x1a$.cellmesh.api.guest.v1.HelloResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x05\x12\x02\x08\x0f\x18\x02\"\x04\x08\x03\x10\x64*\x01\x06\x12p\n\x06Report\x12$.cellmesh.api.guest.v1.ReportRequest\x1a%.cellmesh.api.guest.v1.ReportResponse\"\x15\xa2\xbb\x18\x11\n\x04\x08\x80\xa3\x05\x12\x04\x08\x80\xa3\x05\x18\x01*\x01\x06(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)cellmesh/api/guest/v1/agent_service.proto\x12\x15\x63\x65llmesh.api.guest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&cellmesh/api/common/v1/container.proto\x1a$cellmesh/api/options/v1/method.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n\x0cHelloRequest\x12\'\n\x07\x62oot_id\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\x12+\n\ragent_version\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\x12-\n\x0ekernel_release\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12%\n\x11protocol_versions\x18\x04 \x03(\rB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\"\xc0\x01\n\rHelloResponse\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x16\n\x0e\x64iscard_layers\x18\x04 \x01(\x08\x12\x35\n\x12heartbeat_interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x01\n\rReportRequest\x12%\n\x05vm_id\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\x12\x16\n\x05\x65poch\x18\x02 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x19\n\x08sequence\x18\x03 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x45\n\ncontainers\x18\x04 \x03(\x0b\x32\'.cellmesh.api.common.v1.ContainerStatusB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x19\n\x11\x64ropped_log_bytes\x18\x05 \x01(\x04\"/\n\x0eReportResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x04\x32\xed\x01\n\x0c\x41gentService\x12k\n\x05Hello\x12#.cellmesh.api.guest.v1.HelloRequest\x1a$.cellmesh.api.guest.v1.HelloResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x05\x12\x02\x08\x0f\x18\x02\"\x04\x08\x03\x10\x64*\x01\x06\x12p\n\x06Report\x12$.cellmesh.api.guest.v1.ReportRequest\x1a%.cellmesh.api.guest.v1.ReportResponse\"\x15\xa2\xbb\x18\x11\n\x04\x08\x80\xa3\x05\x12\x04\x08\x80\xa3\x05\x18\x01*\x01\x06(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.api.guest.v1.agent
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLOREQUEST'].fields_by_name['boot_id']._loaded_options = None
-  _globals['_HELLOREQUEST'].fields_by_name['boot_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_HELLOREQUEST'].fields_by_name['boot_id']._serialized_options = b'\272H\023r\0212\014^[0-9a-f-]*$\260\001\001'
   _globals['_HELLOREQUEST'].fields_by_name['agent_version']._loaded_options = None
   _globals['_HELLOREQUEST'].fields_by_name['agent_version']._serialized_options = b'\272H\021r\0172\r^[!-~]{0,64}$'
   _globals['_HELLOREQUEST'].fields_by_name['kernel_release']._loaded_options = None
@@ -45,7 +45,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLOREQUEST'].fields_by_name['protocol_versions']._loaded_options = None
   _globals['_HELLOREQUEST'].fields_by_name['protocol_versions']._serialized_options = b'\272H\007\222\001\004\010\001\020\010'
   _globals['_REPORTREQUEST'].fields_by_name['vm_id']._loaded_options = None
-  _globals['_REPORTREQUEST'].fields_by_name['vm_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_REPORTREQUEST'].fields_by_name['vm_id']._serialized_options = b'\272H\023r\0212\014^[0-9a-f-]*$\260\001\001'
   _globals['_REPORTREQUEST'].fields_by_name['epoch']._loaded_options = None
   _globals['_REPORTREQUEST'].fields_by_name['epoch']._serialized_options = b'\272H\0042\002(\001'
   _globals['_REPORTREQUEST'].fields_by_name['sequence']._loaded_options = None
@@ -57,13 +57,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTSERVICE'].methods_by_name['Report']._loaded_options = None
   _globals['_AGENTSERVICE'].methods_by_name['Report']._serialized_options = b'\242\273\030\021\n\004\010\200\243\005\022\004\010\200\243\005\030\001*\001\006'
   _globals['_HELLOREQUEST']._serialized_start=241
-  _globals['_HELLOREQUEST']._serialized_end=413
-  _globals['_HELLORESPONSE']._serialized_start=416
-  _globals['_HELLORESPONSE']._serialized_end=608
-  _globals['_REPORTREQUEST']._serialized_start=611
-  _globals['_REPORTREQUEST']._serialized_end=800
-  _globals['_REPORTRESPONSE']._serialized_start=802
-  _globals['_REPORTRESPONSE']._serialized_end=849
-  _globals['_AGENTSERVICE']._serialized_start=852
-  _globals['_AGENTSERVICE']._serialized_end=1089
+  _globals['_HELLOREQUEST']._serialized_end=427
+  _globals['_HELLORESPONSE']._serialized_start=430
+  _globals['_HELLORESPONSE']._serialized_end=622
+  _globals['_REPORTREQUEST']._serialized_start=625
+  _globals['_REPORTREQUEST']._serialized_end=828
+  _globals['_REPORTRESPONSE']._serialized_start=830
+  _globals['_REPORTRESPONSE']._serialized_end=877
+  _globals['_AGENTSERVICE']._serialized_start=880
+  _globals['_AGENTSERVICE']._serialized_end=1117
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)cellmesh/api/guest/v1/guest_service.proto\x12\x15\x63\x65llmesh.api.guest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$cellmesh/api/options/v1/method.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetInfoRequest\"\xe6\x02\n\x0fGetInfoResponse\x12\x19\n\x07\x62oot_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\ragent_version\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\x12-\n\x0ekernel_release\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x33\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\x12\x1a\n\x12memory_total_bytes\x18\x05 \x01(\x04\x12\x1e\n\x16memory_available_bytes\x18\x06 \x01(\x04\x12\x18\n\x10\x64isk_total_bytes\x18\x07 \x01(\x04\x12\x1c\n\x14\x64isk_available_bytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x61gent_rss_bytes\x18\t \x01(\x04\x12\x1a\n\x12\x61gent_module_count\x18\n \x01(\r\"D\n\x10SyncClockRequest\x12\x30\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"B\n\x11SyncClockResponse\x12-\n\nadjustment\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\x0fShutdownRequest\x12\x16\n\x05\x65poch\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x36\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08x2\x00\"\x12\n\x10ShutdownResponse2\xeb\x02\n\x0cGuestService\x12q\n\x07GetInfo\x12%.cellmesh.api.guest.v1.GetInfoRequest\x1a&.cellmesh.api.guest.v1.GetInfoResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x03\x12\x02\x08\x0f\x18\x02\"\x04\x08\x03\x10\x14*\x01\x02\x12w\n\tSyncClock\x12\'.cellmesh.api.guest.v1.SyncClockRequest\x1a(.cellmesh.api.guest.v1.SyncClockResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x03\x12\x02\x08\x0f\x18\x02\"\x04\x08\x03\x10\x14*\x01\x02\x12o\n\x08Shutdown\x12&.cellmesh.api.guest.v1.ShutdownRequest\x1a\'.cellmesh.api.guest.v1.ShutdownResponse\"\x12\xa2\xbb\x18\x0e\n\x02\x08\x1e\x12\x03\x08\x96\x01\x18\x01*\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)cellmesh/api/guest/v1/guest_service.proto\x12\x15\x63\x65llmesh.api.guest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$cellmesh/api/options/v1/method.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetInfoRequest\"\xf4\x02\n\x0fGetInfoResponse\x12\'\n\x07\x62oot_id\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\x12+\n\ragent_version\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\x12-\n\x0ekernel_release\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{0,128}$\x12\x33\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\x12\x1a\n\x12memory_total_bytes\x18\x05 \x01(\x04\x12\x1e\n\x16memory_available_bytes\x18\x06 \x01(\x04\x12\x18\n\x10\x64isk_total_bytes\x18\x07 \x01(\x04\x12\x1c\n\x14\x64isk_available_bytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x61gent_rss_bytes\x18\t \x01(\x04\x12\x1a\n\x12\x61gent_module_count\x18\n \x01(\r\"D\n\x10SyncClockRequest\x12\x30\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"B\n\x11SyncClockResponse\x12-\n\nadjustment\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\x0fShutdownRequest\x12\x16\n\x05\x65poch\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x36\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xbaH\t\xaa\x01\x06\"\x02\x08x2\x00\"\x12\n\x10ShutdownResponse2\xeb\x02\n\x0cGuestService\x12q\n\x07GetInfo\x12%.cellmesh.api.guest.v1.GetInfoRequest\x1a&.cellmesh.api.guest.v1.GetInfoResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x03\x12\x02\x08\x0f\x18\x02\"\x04\x08\x03\x10\x14*\x01\x02\x12w\n\tSyncClock\x12\'.cellmesh.api.guest.v1.SyncClockRequest\x1a(.cellmesh.api.guest.v1.SyncClockResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x03\x12\x02\x08\x0f\x18\x02\"\x04\x08\x03\x10\x14*\x01\x02\x12o\n\x08Shutdown\x12&.cellmesh.api.guest.v1.ShutdownRequest\x1a\'.cellmesh.api.guest.v1.ShutdownResponse\"\x12\xa2\xbb\x18\x0e\n\x02\x08\x1e\x12\x03\x08\x96\x01\x18\x01*\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.api.guest.v1.guest
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETINFORESPONSE'].fields_by_name['boot_id']._loaded_options = None
-  _globals['_GETINFORESPONSE'].fields_by_name['boot_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_GETINFORESPONSE'].fields_by_name['boot_id']._serialized_options = b'\272H\023r\0212\014^[0-9a-f-]*$\260\001\001'
   _globals['_GETINFORESPONSE'].fields_by_name['agent_version']._loaded_options = None
   _globals['_GETINFORESPONSE'].fields_by_name['agent_version']._serialized_options = b'\272H\021r\0172\r^[!-~]{0,64}$'
   _globals['_GETINFORESPONSE'].fields_by_name['kernel_release']._loaded_options = None
@@ -58,15 +58,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFOREQUEST']._serialized_start=200
   _globals['_GETINFOREQUEST']._serialized_end=216
   _globals['_GETINFORESPONSE']._serialized_start=219
-  _globals['_GETINFORESPONSE']._serialized_end=577
-  _globals['_SYNCCLOCKREQUEST']._serialized_start=579
-  _globals['_SYNCCLOCKREQUEST']._serialized_end=647
-  _globals['_SYNCCLOCKRESPONSE']._serialized_start=649
-  _globals['_SYNCCLOCKRESPONSE']._serialized_end=715
-  _globals['_SHUTDOWNREQUEST']._serialized_start=717
-  _globals['_SHUTDOWNREQUEST']._serialized_end=814
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=816
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=834
-  _globals['_GUESTSERVICE']._serialized_start=837
-  _globals['_GUESTSERVICE']._serialized_end=1200
+  _globals['_GETINFORESPONSE']._serialized_end=591
+  _globals['_SYNCCLOCKREQUEST']._serialized_start=593
+  _globals['_SYNCCLOCKREQUEST']._serialized_end=661
+  _globals['_SYNCCLOCKRESPONSE']._serialized_start=663
+  _globals['_SYNCCLOCKRESPONSE']._serialized_end=729
+  _globals['_SHUTDOWNREQUEST']._serialized_start=731
+  _globals['_SHUTDOWNREQUEST']._serialized_end=828
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=830
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=848
+  _globals['_GUESTSERVICE']._serialized_start=851
+  _globals['_GUESTSERVICE']._serialized_end=1214
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,7 @@ from cellmesh.api.hypervisor.v1 import event_pb2 as cellmesh_dot_api_dot_hypervi
 from cellmesh.api.options.v1 import method_pb2 as cellmesh_dot_api_dot_options_dot_v1_dot_method__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.cellmesh/api/hypervisor/v1/event_service.proto\x12\x1a\x63\x65llmesh.api.hypervisor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!cellmesh/api/common/v1/page.proto\x1a&cellmesh/api/hypervisor/v1/event.proto\x1a$cellmesh/api/options/v1/method.proto\"z\n\x11ListEventsRequest\x12\x31\n\x04page\x18\x01 \x01(\x0b\x32#.cellmesh.api.common.v1.PageRequest\x12\x1a\n\x05vm_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x16\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x04\"`\n\x12ListEventsResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.cellmesh.api.hypervisor.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x12WatchEventsRequest\x12\x1a\n\x05vm_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1d\n\x0cresume_token\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\x12\x16\n\x0e\x66rom_beginning\x18\x03 \x01(\x08\"\xc8\x01\n\x13WatchEventsResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32!.cellmesh.api.hypervisor.v1.EventH\x00\x12L\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x38.cellmesh.api.hypervisor.v1.WatchEventsResponse.BookmarkH\x00\x12\x14\n\x0cresume_token\x18\x03 \x01(\x0c\x1a\n\n\x08\x42ookmarkB\r\n\x04item\x12\x05\xbaH\x02\x08\x01\x32\xac\x02\n\x0c\x45ventService\x12\x88\x01\n\nListEvents\x12-.cellmesh.api.hypervisor.v1.ListEventsRequest\x1a..cellmesh.api.hypervisor.v1.ListEventsResponse\"\x1b\xa2\xbb\x18\x17\n\x02\x08\x05\x12\x02\x08\x1e\x18\x02\"\x04\x08\x03\x10\x14*\x05\x01\x03\x04\x05\x07\x12\x90\x01\n\x0bWatchEvents\x12..cellmesh.api.hypervisor.v1.WatchEventsRequest\x1a/.cellmesh.api.hypervisor.v1.WatchEventsResponse\"\x1e\xa2\xbb\x18\x1a\n\x03\x08\x90\x1c\x12\x04\x08\x80\xa3\x05\x18\x02\"\x04\x08\x03\x10\x14*\x05\x01\x03\x04\x05\x07\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.cellmesh/api/hypervisor/v1/event_service.proto\x12\x1a\x63\x65llmesh.api.hypervisor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!cellmesh/api/common/v1/page.proto\x1a&cellmesh/api/hypervisor/v1/event.proto\x1a$cellmesh/api/options/v1/method.proto\"\x88\x01\n\x11ListEventsRequest\x12\x31\n\x04page\x18\x01 \x01(\x0b\x32#.cellmesh.api.common.v1.PageRequest\x12(\n\x05vm_id\x18\x02 \x01(\tB\x19\xbaH\x16r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\xd8\x01\x01\x12\x16\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x04\"`\n\x12ListEventsResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.cellmesh.api.hypervisor.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"u\n\x12WatchEventsRequest\x12(\n\x05vm_id\x18\x01 \x01(\tB\x19\xbaH\x16r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\xd8\x01\x01\x12\x1d\n\x0cresume_token\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\x12\x16\n\x0e\x66rom_beginning\x18\x03 \x01(\x08\"\xc8\x01\n\x13WatchEventsResponse\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32!.cellmesh.api.hypervisor.v1.EventH\x00\x12L\n\x08\x62ookmark\x18\x02 \x01(\x0b\x32\x38.cellmesh.api.hypervisor.v1.WatchEventsResponse.BookmarkH\x00\x12\x14\n\x0cresume_token\x18\x03 \x01(\x0c\x1a\n\n\x08\x42ookmarkB\r\n\x04item\x12\x05\xbaH\x02\x08\x01\x32\xac\x02\n\x0c\x45ventService\x12\x88\x01\n\nListEvents\x12-.cellmesh.api.hypervisor.v1.ListEventsRequest\x1a..cellmesh.api.hypervisor.v1.ListEventsResponse\"\x1b\xa2\xbb\x18\x17\n\x02\x08\x05\x12\x02\x08\x1e\x18\x02\"\x04\x08\x03\x10\x14*\x05\x01\x03\x04\x05\x07\x12\x90\x01\n\x0bWatchEvents\x12..cellmesh.api.hypervisor.v1.WatchEventsRequest\x1a/.cellmesh.api.hypervisor.v1.WatchEventsResponse\"\x1e\xa2\xbb\x18\x1a\n\x03\x08\x90\x1c\x12\x04\x08\x80\xa3\x05\x18\x02\"\x04\x08\x03\x10\x14*\x05\x01\x03\x04\x05\x07\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.api.hypervisor.v1.
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTEVENTSREQUEST'].fields_by_name['vm_id']._loaded_options = None
-  _globals['_LISTEVENTSREQUEST'].fields_by_name['vm_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['vm_id']._serialized_options = b'\272H\026r\0212\014^[0-9a-f-]*$\260\001\001\330\001\001'
   _globals['_WATCHEVENTSREQUEST'].fields_by_name['vm_id']._loaded_options = None
-  _globals['_WATCHEVENTSREQUEST'].fields_by_name['vm_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_WATCHEVENTSREQUEST'].fields_by_name['vm_id']._serialized_options = b'\272H\026r\0212\014^[0-9a-f-]*$\260\001\001\330\001\001'
   _globals['_WATCHEVENTSREQUEST'].fields_by_name['resume_token']._loaded_options = None
   _globals['_WATCHEVENTSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\004z\002\030@'
   _globals['_WATCHEVENTSRESPONSE'].oneofs_by_name['item']._loaded_options = None
@@ -47,16 +47,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\242\273\030\027\n\002\010\005\022\002\010\036\030\002\"\004\010\003\020\024*\005\001\003\004\005\007'
   _globals['_EVENTSERVICE'].methods_by_name['WatchEvents']._loaded_options = None
   _globals['_EVENTSERVICE'].methods_by_name['WatchEvents']._serialized_options = b'\242\273\030\032\n\003\010\220\034\022\004\010\200\243\005\030\002\"\004\010\003\020\024*\005\001\003\004\005\007'
-  _globals['_LISTEVENTSREQUEST']._serialized_start=220
-  _globals['_LISTEVENTSREQUEST']._serialized_end=342
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=344
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=440
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=442
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=545
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=548
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=748
-  _globals['_WATCHEVENTSRESPONSE_BOOKMARK']._serialized_start=723
-  _globals['_WATCHEVENTSRESPONSE_BOOKMARK']._serialized_end=733
-  _globals['_EVENTSERVICE']._serialized_start=751
-  _globals['_EVENTSERVICE']._serialized_end=1051
+  _globals['_LISTEVENTSREQUEST']._serialized_start=221
+  _globals['_LISTEVENTSREQUEST']._serialized_end=357
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=359
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=455
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=457
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=574
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=577
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=777
+  _globals['_WATCHEVENTSRESPONSE_BOOKMARK']._serialized_start=752
+  _globals['_WATCHEVENTSRESPONSE_BOOKMARK']._serialized_end=762
+  _globals['_EVENTSERVICE']._serialized_start=780
+  _globals['_EVENTSERVICE']._serialized_end=1080
 # @@protoc_insertion_point(module_scope)
