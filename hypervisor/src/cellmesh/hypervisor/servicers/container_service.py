@@ -66,6 +66,7 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
         if first is None or first.input.WhichOneof("frame") != "open":
             raise opening_expected()
         opened = first.input.open
+        decode.require_fits_guest(opened, "input.open")
         vm = await self._containers.running_vm(opened.vm_id, opened.container_name)
         frames = Frames(first.input, request_iterator)
         answers = self._guests.exec(vm.vm_id, vm.epoch, opened.container_name, frames.each())

@@ -13,8 +13,12 @@ from cellmesh.api.hypervisor.v1 import vm_pb2
 from cellmesh.hypervisor.domain.container import ContainerSpec
 from cellmesh.hypervisor.domain.vm import RestartMode, RestartPolicy, VmSpec
 from cellmesh.hypervisor.store import Intent
+from cellmesh.mesh.errors import FieldViolation, InvalidRequest
+from cellmesh.mesh.limits import GUEST_MESSAGE_BYTES
 
 _MIB = 1 << 20
+# A message to a guest, less room for what stands around a spec or an opening frame.
+_MOST_FOR_GUEST = GUEST_MESSAGE_BYTES - 4096
 _VCPUS = 1
 _VM_MEMORY = 512 * _MIB
 _DATA_DISK = 2048 * _MIB
@@ -100,11 +104,22 @@ def container_spec(message: container_pb2.ContainerSpec) -> ContainerSpec:
         _fill_probe(filled.probe)
     if not filled.HasField("stop_grace"):
         filled.stop_grace.FromTimedelta(_STOP_GRACE)
+    require_fits_guest(filled, "spec")
     return ContainerSpec(
         image=filled.image,
         stop_grace=filled.stop_grace.ToTimedelta(),
         document=filled.SerializeToString(deterministic=True),
     )
+
+
+def require_fits_guest(message: Message, field: str) -> None:
+    """Raise InvalidRequest for what no guest can be told, though none of its parts is too long by itself."""
+    if (size := message.ByteSize()) > _MOST_FOR_GUEST:
+        fault = f"is {size} bytes in all, and a guest takes {_MOST_FOR_GUEST}"
+        raise InvalidRequest(
+            f"{field} {fault}; put what is long in a file.",
+            field_violations=[FieldViolation(field=field, description=fault)],
+        )
 
 
 def _fill_probe(probe: container_pb2.HealthProbe) -> None:
