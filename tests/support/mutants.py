@@ -12,12 +12,13 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from support.samples import Known, Path, parent, paths, put, sample, violations, written
+from support.samples import Known, Path, parent, paths, put, rules_of, sample, violations, written
 
 HUGE = 100_000
 MANY = 300
 _MARK = "wrong-bytes-here"
 _LEFT_OUT = "left out"
+LONGEST = "as long as it may be"
 
 BAD_TEXT = {
     "empty": "",
@@ -136,6 +137,8 @@ def _of_field(descriptor: Descriptor, path: Path, known: Known) -> Iterator[tupl
         message = sample(descriptor, known, along=path)
         put(parent(message, path), field, [value] if field.is_repeated else value)
         yield kind, message
+    if field.type == FieldDescriptor.TYPE_STRING:
+        yield from _other_spellings(descriptor, path, known)
     cleared = sample(descriptor, known, along=path)
     parent(cleared, path).ClearField(field.name)
     yield _LEFT_OUT, cleared
@@ -144,6 +147,25 @@ def _of_field(descriptor: Descriptor, path: Path, known: Known) -> Iterator[tupl
         holder = parent(crowded, path)
         put(holder, field, list(getattr(holder, field.name)) * MANY)
         yield "too many", crowded
+
+
+def _other_spellings(descriptor: Descriptor, path: Path, known: Known) -> Iterator[tuple[str, Message]]:
+    """Give what looks like the valid value and is not it, and as much as the field may hold at all."""
+    field = path[-1]
+    holder = parent(sample(descriptor, known, along=path), path)
+    value = getattr(holder, field.name)[0] if field.is_repeated else getattr(holder, field.name)
+    rules = rules_of(field)
+    item = rules.repeated.items if field.is_repeated else rules
+    longest = "a" * (item.string.max_len or 1)
+    for kind, other, times in (
+        ("upper case", value.upper(), 1),
+        ("a newline at its end", f"{value}\n", 1),
+        ("a space at its end", f"{value} ", 1),
+        (LONGEST, longest, rules.repeated.max_items or 1),
+    ):
+        message = sample(descriptor, known, along=path)
+        put(parent(message, path), field, [other] * times if field.is_repeated else other)
+        yield kind, message
 
 
 def _odd_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
