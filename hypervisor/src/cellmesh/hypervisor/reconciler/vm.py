@@ -65,11 +65,10 @@ class VmReconciler:
 
     async def _step(self, tasks: asyncio.TaskGroup) -> float | None:
         """Take one step towards what is wanted; return the seconds until the next look, None to wait for a change."""
-        async with self._world.store.reading() as reading:
-            vm = await reading.vm(self._vm_id)
-            containers = await reading.containers(self._vm_id)
+        vm = self._world.store.mirror.vm(self._vm_id)
         if vm is None:
             raise _Over
+        containers = self._world.store.mirror.containers(self._vm_id)
         if not self._adopted:
             await self._adopt(tasks, vm)
             self._adopted = True

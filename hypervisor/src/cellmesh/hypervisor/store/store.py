@@ -14,6 +14,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cellmesh.hypervisor.store.changes import Changes
+from cellmesh.hypervisor.store.mirror import Mirror
 from cellmesh.hypervisor.store.schema import NODE, migrate
 from cellmesh.hypervisor.store.sqlite import OUTSIDE_TRANSACTION, open_readers, open_writer
 from cellmesh.hypervisor.store.transaction import Reading, Transaction
@@ -34,6 +35,7 @@ class Store:
         self._trace_id = trace_id
         self._writing = asyncio.Lock()
         self.changes = Changes()
+        self.mirror = Mirror()
 
     @classmethod
     @asynccontextmanager
@@ -60,7 +62,10 @@ class Store:
                         )
                     )
             path.chmod(0o600)
-            yield cls(writer, readers, clock=clock, trace_id=trace_id)
+            store = cls(writer, readers, clock=clock, trace_id=trace_id)
+            async with store.reading() as reading:
+                await store.mirror.load(reading)
+            yield store
         finally:
             # Each connection is a thread; one left open keeps the interpreter from ending.
             await readers.dispose()
@@ -73,6 +78,7 @@ class Store:
             async with self._writer.begin() as connection:
                 transaction = Transaction(connection, now=self._clock(), trace_id=self._trace_id())
                 yield transaction
+            self.mirror.apply(transaction)
             self.changes.notify(transaction.touched)
 
     @asynccontextmanager

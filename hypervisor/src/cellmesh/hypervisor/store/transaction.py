@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import Select, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,6 +25,14 @@ from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
 from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, EVENTS, NODE, REQUESTS, VMS
 from cellmesh.mesh.errors import RequestIdReused
+
+# The statements of every step of every VM are built once: building one costs more than SQLite takes to run it.
+_VM = select(VMS).where(VMS.c.vm_id == bindparam("key"))
+_VM_OF_USER = select(VMS).where(VMS.c.user_id == bindparam("key"))
+_CONTAINERS = select(CONTAINERS).where(CONTAINERS.c.vm_id == bindparam("key")).order_by(CONTAINERS.c.name)
+_ADD_VM = insert(VMS)
+_SAVE_VM = update(VMS).where(VMS.c.vm_id == bindparam("key"))
+_ADD_ENTRY = insert(EVENTS).inline()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +70,12 @@ class Reading:
 
     async def vm(self, vm_id: str) -> Vm | None:
         """Return the VM, or None."""
-        return await self._one_vm(select(VMS).where(VMS.c.vm_id == vm_id))
+        row = (await self._connection.execute(_VM, {"key": vm_id})).mappings().first()
+        return None if row is None else rows.vm_from_row(dict(row))
 
     async def vm_of_user(self, user_id: str) -> Vm | None:
         """Return the user's VM, or None."""
-        return await self._one_vm(select(VMS).where(VMS.c.user_id == user_id))
-
-    async def _one_vm(self, query: Select[tuple[object, ...]]) -> Vm | None:
-        row = (await self._connection.execute(query)).mappings().first()
+        row = (await self._connection.execute(_VM_OF_USER, {"key": user_id})).mappings().first()
         return None if row is None else rows.vm_from_row(dict(row))
 
     async def vms(
@@ -107,8 +113,8 @@ class Reading:
 
     async def containers(self, vm_id: str) -> Sequence[Container]:
         """Return the containers of a VM, by name."""
-        query = select(CONTAINERS).where(CONTAINERS.c.vm_id == vm_id).order_by(CONTAINERS.c.name)
-        return [rows.container_from_row(dict(row)) for row in (await self._connection.execute(query)).mappings()]
+        found = (await self._connection.execute(_CONTAINERS, {"key": vm_id})).mappings()
+        return [rows.container_from_row(dict(row)) for row in found]
 
     async def boot(self, vm_id: str, epoch: int) -> Boot | None:
         """Return the boot an epoch belongs to, or None if no guest said Hello in it."""
@@ -180,10 +186,13 @@ class Transaction(Reading):
         self.now = now
         self._trace_id = trace_id
         self.touched: set[str] = set()
+        # What this transaction stored last, by VM and by container; None is a VM that is gone.
+        self.stored_vms: dict[str, Vm | None] = {}
+        self.stored_containers: dict[tuple[str, str], Container] = {}
 
     async def add_vm(self, vm: Vm) -> None:
         """Store a new VM."""
-        await self._connection.execute(insert(VMS).values(rows.vm_to_row(vm)))
+        await self._connection.execute(_ADD_VM, rows.vm_to_row(vm))
         await self._log_vm(vm, None)
 
     async def save_vm(self, vm: Vm, before: Vm) -> Vm:
@@ -194,11 +203,12 @@ class Transaction(Reading):
         if vm.state is VmState.DELETED:
             await self._connection.execute(delete(VMS).where(VMS.c.vm_id == vm.vm_id))
         else:
-            await self._connection.execute(update(VMS).where(VMS.c.vm_id == vm.vm_id).values(rows.vm_to_row(vm)))
+            await self._connection.execute(_SAVE_VM, {**rows.vm_to_row(vm), "key": vm.vm_id})
         await self._log_vm(vm, before)
         return vm
 
     async def _log_vm(self, vm: Vm, before: Vm | None) -> None:
+        self.stored_vms[vm.vm_id] = None if vm.state is VmState.DELETED else vm
         payload: Payload | None = None
         if before is None or vm.state is not before.state:
             payload = VmStateChanged(
@@ -227,23 +237,25 @@ class Transaction(Reading):
         for payload in _container_events(container, before):
             await self.log(subject, payload)
         self.touched.add(container.vm_id)
+        self.stored_containers[container.vm_id, container.name] = container
         return container
 
     async def log(self, subject: Subject, payload: Payload | None, *, vm: Vm | None = None) -> None:
         """Append one entry to the log."""
         kind, fields = (None, None) if payload is None else payloads.to_json(payload)
         await self._connection.execute(
-            insert(EVENTS).values(
-                time=rows.to_micros(self.now),
-                vm_id=subject.vm_id,
-                container_name=subject.container_name,
-                epoch=subject.epoch,
-                generation=subject.generation,
-                trace_id=self._trace_id,
-                kind=kind,
-                payload=fields,
-                vm=None if vm is None else rows.vm_to_json(vm),
-            )
+            _ADD_ENTRY,
+            {
+                "time": rows.to_micros(self.now),
+                "vm_id": subject.vm_id,
+                "container_name": subject.container_name,
+                "epoch": subject.epoch,
+                "generation": subject.generation,
+                "trace_id": self._trace_id,
+                "kind": kind,
+                "payload": fields,
+                "vm": None if vm is None else rows.vm_to_json(vm),
+            },
         )
         self.touched.add(subject.vm_id)
 
