@@ -44,6 +44,7 @@ _NAMES = {
     "grpcio-health-checking": {"grpc_health"},
     "grpcio-reflection": {"grpc_reflection"},
     "grpcio-status": {"grpc_status"},
+    "opentelemetry-api": {"opentelemetry"},
     "opentelemetry-exporter-otlp-proto-grpc": {"opentelemetry"},
     "opentelemetry-instrumentation-grpc": {"opentelemetry"},
     "opentelemetry-sdk": {"opentelemetry"},

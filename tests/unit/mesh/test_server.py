@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -16,6 +17,7 @@ from cellmesh.api.hypervisor.v1 import vm_service_pb2, vm_service_pb2_grpc
 from cellmesh.mesh.channel import unix_channel
 from cellmesh.mesh.errors import DeadlineExceeded, DownstreamUnavailable, RemoteError
 from cellmesh.mesh.identity import OPERATOR, caller
+from cellmesh.mesh.logs import LineBudget
 from cellmesh.mesh.policy import PolicyMissing
 from cellmesh.mesh.server import GuestServer, MeshServer
 from cellmesh.mesh.unix_socket import SocketUnavailable
@@ -115,6 +117,45 @@ async def test_guests_message_is_small_or_refused(tmp_path: Path) -> None:
         assert refusal.value.code.name == "RESOURCE_EXHAUSTED"
     finally:
         await server.stop()
+
+
+@pytest.mark.asyncio
+async def test_guests_message_is_not_unpacked(tmp_path: Path) -> None:
+    """A few kilobytes that unpack to megabytes are refused: no compression is spoken with a guest."""
+    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(
+            f"unix:{tmp_path}/guest.sock", compression=grpc.Compression.Gzip
+        ) as channel:
+            request = vm_service_pb2.WatchVmsRequest(resume_token=b"x" * 100_000)
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await anext(aiter(vm_service_pb2_grpc.VmServiceStub(channel).WatchVms(request)))
+        assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        await server.stop()
+
+
+@pytest.mark.asyncio
+async def test_guest_cannot_fill_the_log(tmp_path: Path) -> None:
+    """A guest whose every call is refused gets a few lines, and a count of those left out."""
+    now = [0.0]
+    budget = LineBudget(burst=2, interval=1.0, clock=lambda: now[0])
+    assert [budget.take() for _ in range(5)] == [0, 0, None, None, None]
+    now[0] = 1.5
+    assert [budget.take() for _ in range(2)] == [3, None]
+    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1")
+    await server.start()
+    try:
+        with structlog.testing.capture_logs() as lines:
+            async with unix_channel(tmp_path / "guest.sock", downstream="d") as channel:
+                stub = vm_service_pb2_grpc.VmServiceStub(channel)
+                for _ in range(100):
+                    with pytest.raises(RemoteError):
+                        await stub.GetVm(GET)
+    finally:
+        await server.stop()
+    assert 20 <= sum(line["event"] == "call.refused" for line in lines) < 40
 
 
 @pytest.mark.asyncio

@@ -13,7 +13,7 @@ from cellmesh.mesh.errors import InvalidAnswer
 
 def answer(time: Timestamp) -> container_service_pb2.StreamLogsResponse:
     """Return an answer whose second item carries a time."""
-    return container_service_pb2.StreamLogsResponse(chunks=[{"offset": 0}, {"offset": 1, "time": time}])
+    return container_service_pb2.StreamLogsResponse(chunks=[{"stream": 1}, {"stream": 1, "time": time}])
 
 
 @pytest.mark.parametrize("time", [Timestamp(seconds=2**62), Timestamp(seconds=1, nanos=-1), Timestamp(nanos=2**30)])

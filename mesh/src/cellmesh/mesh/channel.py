@@ -18,7 +18,13 @@ import grpc
 from cellmesh.mesh import telemetry
 from cellmesh.mesh.breaker import Breaker
 from cellmesh.mesh.call import Downstream, Method, StreamCallable, UnaryCallable
-from cellmesh.mesh.limits import GUEST_MESSAGE_BYTES, METADATA_BYTES, PING_INTERVAL_MS, SERVICE_MESSAGE_BYTES
+from cellmesh.mesh.limits import (
+    GUEST_MESSAGE_BYTES,
+    METADATA_BYTES,
+    NO_COMPRESSION,
+    PING_INTERVAL_MS,
+    SERVICE_MESSAGE_BYTES,
+)
 from cellmesh.mesh.policy import policy_of
 from cellmesh.mesh.wire import decoder
 
@@ -142,6 +148,7 @@ def guest_channel(path: Path, *, vm_id: str, breaker: Breaker | None = None) -> 
             *_options(GUEST_MESSAGE_BYTES),
             ("grpc.max_metadata_size", METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+            NO_COMPRESSION,
         ],
         interceptors=telemetry.client_interceptors(guest=True),
     )

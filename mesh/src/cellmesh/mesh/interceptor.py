@@ -6,14 +6,14 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.message import Message
 
 from cellmesh.mesh import deadline, logs, status, telemetry
-from cellmesh.mesh.errors import CallerNotAllowed, Code, DeadlineExceeded, InvalidRequest
+from cellmesh.mesh.errors import CallerNotAllowed, Code, DeadlineExceeded, InvalidRequest, MeshError
 from cellmesh.mesh.identity import Caller, calling
 from cellmesh.mesh.policy import MethodPolicy, policy_of
 from cellmesh.mesh.validation import check_request
@@ -33,12 +33,21 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
     """Enforces the contracts' policies on one kind of listener.
 
     `identify` says who calls; `tracing` gives calls their spans and is absent where a caller's trace context is not to
-    be believed; `names` are added to every log line of a call.
+    be believed; `lines` bounds what callers that are not trusted can have us write; `names` are added to every log line
+    of a call.
     """
 
-    def __init__(self, identify: Identify, *, tracing: telemetry.ServerInterceptor | None = None, **names: str) -> None:
+    def __init__(
+        self,
+        identify: Identify,
+        *,
+        tracing: telemetry.ServerInterceptor | None = None,
+        lines: logs.LineBudget | None = None,
+        **names: str,
+    ) -> None:
         self._identify = identify
         self._tracing = tracing
+        self._lines = lines
         self._names = names
 
     async def intercept_service(  # type: ignore[override]  # the stub wants `method_handler` types grpc does not export
@@ -74,7 +83,20 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
                 # gRPC's own services end calls this way, and have said what they mean.
                 raise
             except Exception as error:
-                await _abort(context, error)
+                answer = status.public(error, telemetry.trace_id())
+                self._note(error, answer)
+                await context.abort(status.grpc_code(answer), status.to_status(answer).message, status.trailers(answer))
+
+    def _note(self, error: Exception, answer: MeshError) -> None:
+        """Write down how a call failed, with all that its caller is not told."""
+        left_out = self._lines.take() if self._lines else 0
+        if left_out is None:
+            return
+        log = _log.bind(code=answer.code.name, reason=answer.reason, lines_left_out=left_out)
+        if answer.code is Code.INTERNAL:
+            log.error("call.failed", exc_info=error, **answer.metadata)
+        else:
+            log.info("call.refused", error=answer.message)
 
 
 def _not_allowed(method: str, caller: Caller | None) -> CallerNotAllowed:
@@ -94,16 +116,6 @@ async def _limited(method: str, seconds: float) -> AsyncIterator[None]:
         if not timeout.expired():
             raise
         raise DeadlineExceeded(f"{method} was not ready within {seconds:g} s. Try again, or allow more time.") from None
-
-
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    """End the call with what its caller may know; the log gets the rest."""
-    answer = status.public(error, telemetry.trace_id())
-    if answer.code is Code.INTERNAL:
-        _log.error("call.failed", code=answer.code.name, reason=answer.reason, exc_info=error, **answer.metadata)
-    else:
-        _log.info("call.refused", code=answer.code.name, reason=answer.reason, error=answer.message)
-    await context.abort(status.grpc_code(answer), status.to_status(answer).message, status.trailers(answer))
 
 
 def _time_left(context: Context) -> float | None:

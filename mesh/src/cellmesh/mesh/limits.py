@@ -11,3 +11,6 @@ METADATA_BYTES = 8 * 1024
 
 PING_INTERVAL_MS = 20_000
 """How often clients ping an idle connection; a server that wants fewer answers ENHANCE_YOUR_CALM."""
+
+NO_COMPRESSION = ("grpc.compression_enabled_algorithms_bitset", 1)
+"""Option of a link to a guest: a little that unpacks to a lot is refused before it is unpacked."""

@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -61,6 +62,30 @@ def configure(*, level: str = "INFO", stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(threshold, logging.WARNING))
+
+
+class LineBudget:
+    """How often somebody untrusted may make us write a line: `burst` at once, then one every `interval` seconds."""
+
+    def __init__(self, *, burst: int = 20, interval: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst = float(burst)
+        self._interval = interval
+        self._clock = clock
+        self._tokens = float(burst)
+        self._filled = clock()
+        self._suppressed = 0
+
+    def take(self) -> int | None:
+        """Return how many lines were left out since the last, or None if this one is to be left out too."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled) / self._interval)
+        self._filled = now
+        if self._tokens < 1:
+            self._suppressed += 1
+            return None
+        self._tokens -= 1
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
 
 
 @contextmanager

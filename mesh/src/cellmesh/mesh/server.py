@@ -18,10 +18,16 @@ from google.protobuf import descriptor_pool
 from google.protobuf.internal import api_implementation
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cellmesh.mesh import telemetry, unix_socket, validation
+from cellmesh.mesh import logs, telemetry, unix_socket, validation
 from cellmesh.mesh.identity import OPERATOR, Caller, Role
 from cellmesh.mesh.interceptor import PolicyInterceptor
-from cellmesh.mesh.limits import GUEST_MESSAGE_BYTES, METADATA_BYTES, PING_INTERVAL_MS, SERVICE_MESSAGE_BYTES
+from cellmesh.mesh.limits import (
+    GUEST_MESSAGE_BYTES,
+    METADATA_BYTES,
+    NO_COMPRESSION,
+    PING_INTERVAL_MS,
+    SERVICE_MESSAGE_BYTES,
+)
 from cellmesh.mesh.policy import policy_of
 
 if TYPE_CHECKING:
@@ -124,8 +130,8 @@ class GuestServer:
         self._claim = contextlib.ExitStack()
         self._claim.enter_context(unix_socket.claim(path))
         self._server = grpc.aio.server(
-            interceptors=[PolicyInterceptor(lambda _: caller, vm_id=vm_id)],
-            options=_options(GUEST_MESSAGE_BYTES, _GUEST_STREAMS),
+            interceptors=[PolicyInterceptor(lambda _: caller, lines=logs.LineBudget(), vm_id=vm_id)],
+            options=[*_options(GUEST_MESSAGE_BYTES, _GUEST_STREAMS), NO_COMPRESSION],
         )
         for register in services:
             register(self._server)
