@@ -41,7 +41,7 @@ def import_entries(store: ImageStore, tmp_path: Path, entries: list[oci.Entry]) 
         [oci.entry("file", b""), oci.entry("file/below", b"")],
         [oci.entry("/".join("d" * 200), b"")],
         [oci.entry("x", b"", uid=2**40)],
-        [oci.entry("x", b"", mtime=float("inf"))],
+        [oci.entry("x", b"", pax_headers={"mtime": "inf"})],
     ],
 )
 def test_a_hostile_entry_is_refused(store: ImageStore, tmp_path: Path, entries: list[oci.Entry]) -> None:

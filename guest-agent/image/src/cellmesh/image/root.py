@@ -13,15 +13,16 @@ from cellmesh.image.manifest import Package, canonical
 from cellmesh.image.program import run
 from cellmesh.image.tree import Directory, Extent, File, Symlink, Tree, prune, read, walk
 
-PREPARED = 1  # grows when the same packages shall give another root
+PREPARED = 2  # grows when the same packages shall give another root
 PYTHON = "usr/bin/python3.13"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 STANDARD_LIBRARY = "usr/lib/python3.13"
 MODULES = "usr/lib/cellmesh"
 # Beginnings of paths, so a name also covers what starts with it.
 UNWANTED_FILES = (
-    "etc", "usr/include/", "usr/sbin/", "usr/share/", "usr/lib/python3/", "usr/lib/systemd/", "usr/lib/tmpfiles.d",
-    "usr/lib/valgrind", f"{LIBRARIES}/audit", f"{LIBRARIES}/gconv", f"{LIBRARIES}/libcrun.a", f"{LIBRARIES}/perl",
+    "etc", "usr/bin/crun-", "usr/include/", "usr/sbin/", "usr/share/", "usr/lib/python3/", "usr/lib/systemd/",
+    "usr/lib/tmpfiles.d", "usr/lib/valgrind",
+    f"{LIBRARIES}/audit", f"{LIBRARIES}/gconv", f"{LIBRARIES}/libcrun.a", f"{LIBRARIES}/perl",
 )  # fmt: skip
 UNWANTED_MODULES = (
     "_pyrepl", "_sysconfigdata", "config-3.13", "curses", "dbm", "doctest", "ensurepip", "idlelib", "lib2to3", "pydoc",
@@ -111,7 +112,7 @@ def compile_modules(root: Path, directory: Path, shown: str) -> None:
     """
     loader = root / LIBRARIES / "ld-linux-x86-64.so.2"
     argv: list[str | Path] = [
-        *(loader, "--library-path", root / LIBRARIES, root / PYTHON, "-S", "-s", "-m", "compileall", "-q"),
+        *(loader, "--library-path", root / LIBRARIES, root / PYTHON, "-S", "-s", "-B", "-m", "compileall", "-q", "-f"),
         *("--invalidation-mode", "unchecked-hash", "-s", directory, "-p", shown, directory),
     ]
     # The hash seed orders sets, which compiled code may hold.
