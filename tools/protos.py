@@ -1,9 +1,9 @@
 """Generate and check the contracts: the one place that runs protoc and buf.
 
-    python tools/protos.py gen        write gen/ from protos/
-    python tools/protos.py check      gen/ is fresh byte for byte, lint, format, nothing breaks the accepted surface
-    python tools/protos.py accept     take today's contracts as the accepted surface (protos/contracts.txtpb)
-    python tools/protos.py fmt        rewrite protos/ as `buf format` has it
+python tools/protos.py gen        write gen/ from protos/
+python tools/protos.py check      gen/ is fresh byte for byte, lint, format, nothing breaks the accepted surface
+python tools/protos.py accept     take today's contracts as the accepted surface (protos/contracts.txtpb)
+python tools/protos.py fmt        rewrite protos/ as `buf format` has it
 """
 
 from __future__ import annotations

@@ -6,11 +6,14 @@ import asyncio
 import fcntl
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 _BACKLOG = 128
+_WHOLE_FILE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+"""A lock of the open file, not of the process: one hub holds the locks of many VMs."""
 
 
 class ApiSocketError(Exception):
@@ -32,7 +35,7 @@ def take_lock(path: Path) -> int:
             "Error creation API server's socket", f"{error.strerror} (os error {error.errno})"
         ) from error
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.fcntl(lock, fcntl.F_OFD_SETLK, _WHOLE_FILE)
     except BlockingIOError as error:
         os.close(lock)
         raise ApiSocketError(f'API socket "{path}" is already in use by another running instance') from error

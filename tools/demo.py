@@ -1,0 +1,405 @@
+"""The demo: a real microVM with two containers, from nothing to cleaned up, each step timed.
+
+`make demo` runs it as root. It works in directories of its own below /var/tmp, keeps images in the shared cache, writes
+build/demo.json and ends with `DEMO OK`, or with `DEMO FAILED: …` and the last words of guest and hypervisor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cellmesh.image.cache import default_cache
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "build" / "demo.json"
+# Program and the Debian package it comes in; QEMU joins them when the emulator is used.
+PACKAGES = {"mmdebstrap": "mmdebstrap", "mkfs.erofs": "erofs-utils", "mke2fs": "e2fsprogs", "setpriv": "util-linux"}
+EMULATOR_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86"}
+MEMORY = "768M"
+HOG_LIMIT = "128M"
+HOG = "held = []\nwhile True:\n    held.append(bytearray(b'x' * (8 << 20)))"
+OOM_EXIT = 128 + signal.SIGKILL
+TRIAL_TIMEOUT = "60s"
+BOOT_TIMEOUT = "5m"
+READY_SECONDS = 90.0
+STOP_SECONDS = 120.0
+LAST_LINES = 25
+
+
+class DemoError(Exception):
+    """A step did not do what it should."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step that was done; `seconds` of wall-clock time."""
+
+    name: str
+    seconds: float
+    note: str
+
+
+class Cellmesh:
+    """The `cellmesh` command with run and state directories of the demo's own."""
+
+    def __init__(self, home: Path, vmm: str) -> None:
+        self.run_dir = home / "run"
+        self.state_dir = home / "state"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("CELLMESH_")},
+            "CELLMESH_RUN_DIR": str(self.run_dir),
+            "CELLMESH_STATE_DIR": str(self.state_dir),
+            "CELLMESH_VMM": vmm,
+        }
+        self.state_dir.mkdir(mode=0o755, parents=True)
+        # Images outlive the demo, so that the next one is quick.
+        images = default_cache() / "images"
+        images.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (self.state_dir / "images").symlink_to(images)
+
+    def argv(self, *arguments: str) -> list[str]:
+        """Return the command line."""
+        return [sys.executable, "-m", "cellmesh.cli", *arguments]
+
+    def try_run(self, *arguments: str, timeout: float = 900.0) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, whatever its exit code; `timeout` in seconds."""
+        return subprocess.run(
+            self.argv(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            timeout=timeout,
+            check=False,
+        )
+
+    def run(self, *arguments: str) -> str:
+        """Run a command and return what it prints; raises DemoError unless it ends well."""
+        result = self.try_run(*arguments)
+        if result.returncode != 0:
+            said = result.stderr.strip() or result.stdout.strip()
+            raise DemoError(f"`cellmesh {' '.join(arguments)}` ended with {result.returncode}: {said}")
+        return result.stdout
+
+    def objects(self, *arguments: str) -> list[dict[str, object]]:
+        """Run a command with --json and return the objects it prints."""
+        return [json.loads(line) for line in self.run(*arguments, "--json").splitlines()]
+
+    @contextmanager
+    def node(self) -> Iterator[None]:
+        """Run a node; afterwards no process of it or of its VMs is left."""
+        process = subprocess.Popen(
+            self.argv("up", "--stop-vms", "--json"),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            self._await_ready(process)
+            yield
+            self._stop(process)
+            if process.returncode != 0:
+                raise DemoError(f"The node ended with exit code {process.returncode}.")
+        finally:
+            self._stop(process)
+            kill_all_of(self.run_dir)
+
+    def _await_ready(self, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while self.try_run("node", "show", "--json", timeout=30).returncode != 0:
+            if process.poll() is not None:
+                said = process.stderr.read() if process.stderr else ""
+                raise DemoError(f"The node did not start: {said.strip()}")
+            if time.monotonic() > deadline:
+                raise DemoError(f"The node is not ready after {READY_SECONDS:g} s.")
+
+    def _stop(self, process: subprocess.Popen[str]) -> None:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class Demo:
+    """The steps, and what they took."""
+
+    def __init__(self, cellmesh: Cellmesh) -> None:
+        self.cellmesh = cellmesh
+        self.steps: list[Step] = []
+        self.timeline: list[dict[str, object]] = []
+        self._images: dict[str, str] = {}
+        self._vm = ""
+
+    def step(self, name: str, act: Callable[[], str]) -> None:
+        """Do one step; `act` returns what is worth saying of it."""
+        print(f"▸ {name} …", flush=True)
+        start = time.monotonic()
+        note = act()
+        step = Step(name=name, seconds=round(time.monotonic() - start, 3), note=note)
+        self.steps.append(step)
+        print(f"  {step.seconds:8.2f} s  {note}", flush=True)
+
+    def run(self) -> None:
+        """Do everything."""
+        self.step("build the guest image", self._build_image)
+        self.step("build and import the example images", self._import_examples)
+        start = time.monotonic()
+        print("▸ start the node …", flush=True)
+        with self.cellmesh.node():
+            self.steps.append(Step(name="start the node", seconds=round(time.monotonic() - start, 3), note=""))
+            self.step("create a user's VM and boot it", self._create)
+            self.step("probe it layer by layer", self._health)
+            self.step("start sandbox-live", lambda: self._start("live"))
+            self.step("start sandbox-dev", lambda: self._start("dev"))
+            self.step("run a command in each", self._exec)
+            self.step("read their logs", self._logs)
+            self.step("hog memory in one, ask the other", self._hog)
+            self.step("recycle the VM", self._recycle)
+            self.step("delete the VM", self._delete)
+            start = time.monotonic()
+            print("▸ stop the node …", flush=True)
+        self.steps.append(Step(name="stop the node", seconds=round(time.monotonic() - start, 3), note=""))
+
+    def _build_image(self) -> str:
+        return self.cellmesh.run("image", "build").strip()
+
+    def _import_examples(self) -> str:
+        with tempfile.TemporaryDirectory(prefix="cellmesh-examples-") as directory:
+            subprocess.run([sys.executable, ROOT / "examples" / "build.py", directory], check=True, stdout=sys.stderr)
+            for name in ("live", "dev"):
+                self._images[name] = self.cellmesh.run("image", "import", f"{directory}/{name}").strip()
+        return ", ".join(f"{name} {digest[:19]}" for name, digest in self._images.items())
+
+    def _create(self) -> str:
+        arguments = ("--user", str(uuid.uuid4()), "--memory", MEMORY, "--wait", "--timeout", BOOT_TIMEOUT)
+        *events, last = self.cellmesh.objects("vm", "create", *arguments)
+        self._vm = str(field(last, "vm", "vm_id"))
+        self.timeline = [{"elapsed_ms": event["elapsed_ms"], "state": _state(event)} for event in events]
+        for point in self.timeline:
+            print(f"  {point['elapsed_ms']:>8} ms  {point['state']}")
+        return self._vm
+
+    def _health(self) -> str:
+        layers = field(self.cellmesh.objects("vm", "health", self._vm)[0], "layers")
+        assert isinstance(layers, list)
+        return ", ".join(f"{layer['layer']} {layer['status'].removeprefix('HEALTH_STATUS_')}" for layer in layers)
+
+    def _start(self, name: str) -> str:
+        arguments = ("--image", self._images[name], "--memory", HOG_LIMIT, "--probe-http", "8080/healthz", "--wait")
+        return self.cellmesh.run("container", "start", self._container(name), *arguments).strip().splitlines()[-1]
+
+    def _exec(self) -> str:
+        said = [
+            self.cellmesh.run("exec", self._container(name), "--", "sh", "-c", "echo $(id -un) on $(uname -r)").strip()
+            for name in ("live", "dev")
+        ]
+        if not all("app on" in line for line in said):
+            raise DemoError(f"The commands answered {said}.")
+        return "; ".join(said)
+
+    def _logs(self) -> str:
+        sizes = {name: len(self.cellmesh.run("logs", self._container(name))) for name in ("live", "dev")}
+        if not all(sizes.values()):
+            raise DemoError(f"A container has written nothing: {sizes}.")
+        return ", ".join(f"{name} {size} bytes" for name, size in sizes.items())
+
+    def _hog(self) -> str:
+        hog = subprocess.Popen(
+            self.cellmesh.argv("exec", self._container("dev"), "--", "python3", "-c", HOG),
+            env=self.cellmesh.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        answers = 0
+        try:
+            while hog.poll() is None or answers == 0:
+                url = "http://127.0.0.1:8080/healthz"
+                self.cellmesh.run("exec", self._container("live"), "--", "wget", "-q", "-O", "-", url)
+                answers += 1
+        finally:
+            hog.kill()
+            hog.wait()
+        if hog.returncode != OOM_EXIT:
+            raise DemoError(f"The memory hog ended with {hog.returncode}, not {OOM_EXIT}.")
+        self._await_oom_event()
+        return f"killed at {HOG_LIMIT}; sandbox-live answered {answers} times meanwhile"
+
+    def _await_oom_event(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            events = self.cellmesh.objects("events", self._vm)
+            if any(isinstance(item["event"], dict) and "container_oom_killed" in item["event"] for item in events):
+                return
+            if time.monotonic() > deadline:
+                raise DemoError("No event told of the memory hog's end.")
+
+    def _recycle(self) -> str:
+        *_, last = self.cellmesh.objects("vm", "recycle", self._vm, "--wait", "--timeout", BOOT_TIMEOUT)
+        return f"epoch {field(last, 'vm', 'epoch')}"
+
+    def _delete(self) -> str:
+        self.cellmesh.run("vm", "delete", self._vm, "--wait", "--timeout", BOOT_TIMEOUT)
+        if field(self.cellmesh.objects("vm", "ls")[0], "vms"):
+            raise DemoError("The VM is still there.")
+        return "nothing is left of it"
+
+    def _container(self, name: str) -> str:
+        return f"{self._vm}/sandbox-{name}"
+
+
+def field(value: object, *path: str) -> object:
+    """Return the field at `path` of nested JSON objects; raises DemoError if it is not there."""
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            raise DemoError(f"There is no {'.'.join(path)} in the answer.")
+        value = value[name]
+    return value
+
+
+def _state(point: dict[str, object]) -> str:
+    event = point["event"]
+    change = event.get("vm_state_changed") if isinstance(event, dict) else None
+    return str(change["to"]).removeprefix("VM_STATE_") if isinstance(change, dict) else "event"
+
+
+def install(packages: dict[str, str]) -> None:
+    """Install the packages of programs that are missing."""
+    missing = sorted(package for program, package in packages.items() if shutil.which(program) is None)
+    if missing:
+        print(f"installing {' '.join(missing)}", flush=True)
+        subprocess.run(["apt-get", "update", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        argv = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *missing]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+def choose_vmm(home: Path) -> str:
+    """Return the VMM to use: the one asked for, one that really boots a guest here, or the emulator."""
+    asked = os.environ.get("CELLMESH_VMM")
+    if asked:
+        return asked
+    native = shutil.which("cloud-hypervisor")
+    if native is not None and Path("/dev/kvm").exists() and boots(Cellmesh(home / "trial", native)):
+        return native
+    install(EMULATOR_PACKAGES)
+    script = ROOT / "tools" / "emulator" / "install.sh"
+    answer = subprocess.run(["sh", script, default_cache() / "emulator"], check=True, stdout=subprocess.PIPE, text=True)
+    return answer.stdout.splitlines()[-1]
+
+
+def boots(cellmesh: Cellmesh) -> bool:
+    """Tell whether the VMM boots a guest here: /dev/kvm may exist, open, and still be of no use."""
+    try:
+        cellmesh.run("image", "build")
+        with cellmesh.node():
+            cellmesh.run("vm", "create", "--wait", "--timeout", TRIAL_TIMEOUT)
+            return True
+    except DemoError as error:
+        print(f"{cellmesh.environment['CELLMESH_VMM']} boots no guest here ({error}); using the emulator.")
+        return False
+
+
+def label_of(vmm: str) -> str:
+    """Return what the numbers of a run on `vmm` are worth."""
+    said = subprocess.run([vmm, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+    if "emulated" in said:
+        return "ran EMULATED (QEMU TCG): times are not those of real hardware"
+    return "ran on KVM"
+
+
+def kill_all_of(run_dir: Path) -> None:
+    """Kill what still runs with our run directory on its command line: it is ours alone."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if os.fsencode(run_dir) in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+
+
+def last_words(home: Path) -> None:
+    """Print the ends of the guests' consoles and of the hypervisor's log."""
+    for path in (*home.glob("*/vm/*/console.log"), *home.glob("**/hypervisor.log")):
+        lines = path.read_text(errors="backslashreplace").splitlines()[-LAST_LINES:]
+        print(f"--- the end of {path}")
+        for line in lines:
+            # What a guest writes may hold anything; the terminal is to obey none of it.
+            print("  " + line.encode("ascii", "backslashreplace").decode().encode("unicode_escape").decode())
+
+
+def report(label: str, demo: Demo, failure: str) -> None:
+    """Print the table and write it to build/demo.json."""
+    print(f"\n{'step':<40} {'seconds':>9}")
+    for step in demo.steps:
+        print(f"{step.name:<40} {step.seconds:>9.2f}")
+    print(f"{'all':<40} {sum(step.seconds for step in demo.steps):>9.2f}\n{label}")
+    document = {
+        "ok": not failure,
+        "failure": failure,
+        "label": label,
+        "vmm": demo.cellmesh.environment["CELLMESH_VMM"],
+        "boot_timeline": demo.timeline,
+        "steps": [asdict(step) for step in demo.steps],
+    }
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def interrupt(number: int, frame: object) -> None:  # noqa: ARG001  # the shape of a signal handler
+    """End the demo as Ctrl-C does, so that it cleans up."""
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the demo; return its exit code."""
+    signal.signal(signal.SIGTERM, interrupt)
+    home = Path(tempfile.mkdtemp(prefix="cellmesh-demo-", dir="/var/tmp"))  # mkdtemp's name is unguessable
+    home.chmod(0o755)
+    failure = ""
+    try:
+        install(PACKAGES)
+        vmm = choose_vmm(home)
+        label = label_of(vmm)
+        print(f"{vmm}: {label}", flush=True)
+        demo = Demo(Cellmesh(home, vmm))
+        try:
+            demo.run()
+        except (DemoError, subprocess.SubprocessError) as error:
+            failure = str(error)
+        report(label, demo, failure)
+    except (DemoError, subprocess.SubprocessError, OSError) as error:
+        failure = str(error)
+    except KeyboardInterrupt:
+        failure = "interrupted"
+    finally:
+        if failure:
+            last_words(home)
+        kill_all_of(home)
+        shutil.rmtree(home, ignore_errors=True)
+    print(f"DEMO FAILED: {failure}" if failure else "DEMO OK", flush=True)
+    return 1 if failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
