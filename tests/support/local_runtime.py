@@ -37,9 +37,7 @@ class LocalContainer:
         """Start the command beside the process."""
         environment = {"PATH": os.environ["PATH"], **dict(command.environment)}
         try:
-            return self._reaper.spawn(
-                command.argv, stdio.stdin, stdio.stdout, stdio.stderr, environment=environment
-            )
+            return self._reaper.spawn(command.argv, stdio.stdin, stdio.stdout, stdio.stderr, environment=environment)
         except OSError as error:
             raise StartFailed(str(error)) from error
 
@@ -71,8 +69,7 @@ class LocalRuntime:
         """Start argv; an image named MISSING_IMAGE is attached nowhere."""
         if spec.image == MISSING_IMAGE:
             raise ImageMissing("no disk with that serial is attached")
-        directory = self._directory / f"{name}.{len(self.started)}"
-        directory.mkdir()
+        directory = Path(tempfile.mkdtemp(prefix=name, dir=self._directory))
         (directory / "cgroup.procs").touch()
         try:
             process = self._reaper.spawn(spec.argv, stdio.stdin, stdio.stdout, stdio.stderr)
@@ -114,5 +111,5 @@ async def local_cell() -> AsyncIterator[LocalCell]:
 async def until(condition: Callable[[], bool], *, within: float = 20.0) -> None:
     """Wait until the condition holds; raises TimeoutError."""
     async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.002)  # noqa: ASYNC110  # what is waited for has no event of its own
+        while not condition():  # noqa: ASYNC110  # what is waited for has no event of its own
+            await asyncio.sleep(0.002)

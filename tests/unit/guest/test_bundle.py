@@ -68,7 +68,9 @@ def test_no_mount_but_a_lasting_one_comes_from_the_machine() -> None:
     """Nothing of the machine is bound into a container except its own directories."""
     mounts = _configuration()["mounts"]
     bound = [mount for mount in mounts if mount["type"] == "bind"]
-    assert [(mount["source"], mount["destination"]) for mount in bound] == [("/data/persist/live/srv+keep", "/srv/keep")]
+    assert [(mount["source"], mount["destination"]) for mount in bound] == [
+        ("/data/persist/live/srv+keep", "/srv/keep")
+    ]
     for mount in mounts:
         assert "nosuid" in mount["options"]
     assert "ro" in next(mount["options"] for mount in mounts if mount["type"] == "cgroup")

@@ -19,7 +19,13 @@ from cellmesh.guest.containers.model import (
     State,
     TcpProbe,
 )
-from cellmesh.guest.errors import ContainerNotFound, ContainerStartFailed, ImageNotAttached, OldGeneration, TooManyContainers
+from cellmesh.guest.errors import (
+    ContainerNotFound,
+    ContainerStartFailed,
+    ImageNotAttached,
+    OldGeneration,
+    TooManyContainers,
+)
 from support.local_runtime import IMAGE, MISSING_IMAGE, LocalCell, local_cell, until
 
 pytestmark = pytest.mark.asyncio
@@ -49,7 +55,10 @@ async def test_a_container_runs_and_its_output_is_kept() -> None:
         found = cell.containers.logs("live").find(0)
         assert found is not None
         part = found[1].read(0)
-        assert sorted((chunk.stream.name, chunk.data) for chunk in part.chunks) == [("STDERR", b"err\n"), ("STDOUT", b"out\n")]
+        assert sorted((chunk.stream.name, chunk.data) for chunk in part.chunks) == [
+            ("STDERR", b"err\n"),
+            ("STDOUT", b"out\n"),
+        ]
         assert part.ended
         final = cell.containers.find("live").status
         assert (final.state, final.exit_code, final.reason) == (State.STOPPED, 0, "EXITED")
@@ -75,7 +84,12 @@ async def test_a_kill_for_memory_is_told_as_such() -> None:
         (process.cgroup.path / "memory.events").write_text("oom_kill 1\n")
         process.process.send_signal(9)
         status = await cell.containers.find("live").ended()
-        assert (status.state, status.exit_code, status.reason, status.oom_kills) == (State.STOPPED, 137, "OOM_KILLED", 1)
+        assert (status.state, status.exit_code, status.reason, status.oom_kills) == (
+            State.STOPPED,
+            137,
+            "OOM_KILLED",
+            1,
+        )
         assert "128 MiB" in status.message
 
 
@@ -153,7 +167,10 @@ async def test_a_start_that_fails_says_why_each_time() -> None:
                 await cell.containers.start("live", 1, _spec("/nowhere"))
         with pytest.raises(ImageNotAttached, match="attach it"):
             await cell.containers.start("dev", 1, ContainerSpec(image=MISSING_IMAGE))
-        assert [status.reason for status in cell.containers.statuses()] == ["IMAGE_NOT_ATTACHED", "CONTAINER_START_FAILED"]
+        assert [status.reason for status in cell.containers.statuses()] == [
+            "IMAGE_NOT_ATTACHED",
+            "CONTAINER_START_FAILED",
+        ]
         assert {status.state for status in cell.containers.statuses()} == {State.FAILED}
         assert (await cell.containers.start("live", 2, _spec())).state is State.RUNNING
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cellmesh.guest.containers.logs import Logs, LogRing, Stream
+from cellmesh.guest.containers.logs import LogRing, Logs, Stream
 
 
 class _Clock:
@@ -23,7 +23,10 @@ def test_output_is_read_back_with_offsets_and_streams() -> None:
     ring.append(Stream.STDOUT, b"hello ")
     ring.append(Stream.STDERR, b"world")
     part = ring.read(2)
-    assert [(c.offset, c.stream, c.data) for c in part.chunks] == [(2, Stream.STDOUT, b"llo "), (6, Stream.STDERR, b"world")]
+    assert [(c.offset, c.stream, c.data) for c in part.chunks] == [
+        (2, Stream.STDOUT, b"llo "),
+        (6, Stream.STDERR, b"world"),
+    ]
     assert (part.next_offset, part.skipped, part.ended) == (11, 0, False)
 
 

@@ -67,7 +67,7 @@ def test_a_user_that_is_not_there_is_refused(tmp_path: Path, user: str) -> None:
 @pytest.mark.parametrize("config", [[], {"env": "A=B"}, {"entrypoint": [1]}, {"user": 5}, {"cmd": ["a\0b"]}])
 def test_a_description_that_is_not_one_is_refused(tmp_path: Path, config: object) -> None:
     """Whatever an image's description holds, it is an error with a sentence or a configuration."""
-    with pytest.raises(BadImage, match="config.json"):
+    with pytest.raises(BadImage, match=r"config\.json"):
         read_image(_image(tmp_path, config))
 
 

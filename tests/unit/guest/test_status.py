@@ -6,11 +6,11 @@ import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from cellmesh.api.common.v1 import error_reason_pb2 as common_reasons
+from cellmesh.api.guest.v1 import error_reason_pb2 as guest_reasons
 from cellmesh.guest import errors
 from cellmesh.guest.errors import GuestError
 from cellmesh.guest.status import encode_status, retry_delay
-from cellmesh.api.common.v1 import error_reason_pb2 as common_reasons
-from cellmesh.api.guest.v1 import error_reason_pb2 as guest_reasons
 
 _CLASSES = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, GuestError)]
 

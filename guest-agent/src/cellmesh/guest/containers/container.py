@@ -91,7 +91,9 @@ class Container:
         finally:
             self.running = None
             self.ring.close()
-            self._settle(Internal("the agent stopped before the container started; start it again"))
+            self._settle(
+                Internal("a fault of the agent kept the container from starting; the VM's console has the rest")
+            )
             self._ended.set()
 
     async def _run_once(self) -> bool:
