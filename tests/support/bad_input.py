@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 
+from cellmesh.mesh.limits import SERVICE_MESSAGE_BYTES
 from support.mutants import Mutant, concerns, mutants
 from support.raw_calls import Outcome
 from support.samples import paths, written
@@ -46,6 +47,9 @@ def fault(mutant: Mutant, outcome: Outcome) -> str | None:
     if mutant.undecodable or mutant.broken:
         return _of_refusal(mutant, outcome)
     if outcome.code == "OK" or (outcome.code == "DEADLINE_EXCEEDED" and outcome.answers):
+        return None
+    if len(mutant.data) > SERVICE_MESSAGE_BYTES and outcome.code == "RESOURCE_EXHAUSTED":
+        # gRPC's own answer, given before the message is read.
         return None
     if outcome.code in _FATAL:
         return f"{mutant}: {outcome.code}: {outcome.message}"
