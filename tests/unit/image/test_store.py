@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_a_failed_draft_leaves_nothing(store: ImageStore) -> None:
     with pytest.raises(ZeroDivisionError):
         half()
     assert list(store.root.iterdir()) == []
+
+
+def test_an_abandoned_draft_is_swept(store: ImageStore) -> None:
+    """What a killed import left goes with the next one after a day; a young draft may be somebody's and stays."""
+    publish_container(store)
+    old, young = store.root / ".draft-old", store.root / ".spool-young"
+    for path in (old, young):
+        path.mkdir()
+        (path / "file").write_bytes(b"x")
+    os.utime(old, (0, 0))
+    publish_container(store, b"other")
+    assert not old.exists()
+    assert young.exists()
 
 
 def _change(path: Path) -> None:

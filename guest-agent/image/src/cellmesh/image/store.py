@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from cellmesh.image.progress import Progress, silent
 DEFAULT_GUEST = "default-guest"
 DIRECTORY_MODE = 0o755
 FILE_MODE = 0o644
+ABANDONED_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,11 +149,20 @@ class ImageStore:
     def draft(self) -> Iterator[Path]:
         """Give a directory to write an image's files in; it is gone afterwards unless it was published."""
         self.root.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+        self._sweep()
         work = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.root))
         try:
             yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what imports and builds left that were killed: nothing alive works on one for this long."""
+        oldest = time.time() - ABANDONED_SECONDS
+        for pattern in (".draft-*", ".spool-*"):
+            for path in self.root.glob(pattern):
+                if _is_older(path, oldest):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, draft: Path, manifest: bytes) -> str:
         """Make a draft an image: all of it is on disk before its name appears; an image that is there already stays."""
@@ -170,6 +181,13 @@ class ImageStore:
                 raise
         _sync_directory(self.root)
         return digest
+
+
+def _is_older(path: Path, oldest: float) -> bool:
+    try:
+        return path.lstat().st_mtime < oldest
+    except FileNotFoundError:
+        return False  # its owner has just finished
 
 
 def _drift(directory: Path, file: StoredFile) -> Iterator[Drift]:
