@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from cellmesh.hypervisor.vmm import process
 from cellmesh.hypervisor.vmm.api import Api
-from cellmesh.hypervisor.vmm.errors import StopUnfinished, VmmError
+from cellmesh.hypervisor.vmm.errors import StopUnfinished, VmmError, VmmUnreachable
 from cellmesh.hypervisor.vmm.model import Budgets, Handle, Rung
 
 
@@ -36,11 +36,13 @@ async def climb(handle: Handle, *, until: Rung, budgets: Budgets, failpoint: Cal
 
 
 async def _step(handle: Handle, act: Callable[[], Awaitable[None]], seconds: float) -> bool:
-    """Do one rung and say whether the process is gone. What was refused or lost is not waited for."""
+    """Do one rung and say whether the process is gone. What was refused or not answered in time is not waited for."""
     try:
         await act()
+    except VmmUnreachable:
+        pass  # a VMM that goes may close its API before it answers
     except VmmError:
-        seconds = min(seconds, 0.1)  # it may be going already, which is why it did not answer
+        seconds = 0.0
     return await process.wait(handle.pid, handle.start_ticks, seconds=seconds)
 
 
