@@ -66,6 +66,7 @@ async def accept_forever(listener: socket.socket, serve: Connection) -> None:
                 reader, writer = await asyncio.open_connection(sock=end)
                 group.create_task(_serve(serve, reader, writer))
     finally:
+        loop.remove_reader(listener)  # sock_accept's own clean-up comes later, when the number may be another file's
         listener.close()
 
 
