@@ -100,14 +100,16 @@ async def node() -> AsyncIterator[Node]:
     kernel[0x1FE:0x200], kernel[0x202:0x206] = b"\x55\xaa", b"HdrS"
     (root / "vmlinuz").write_bytes(kernel)
     (root / "initramfs").write_bytes(b"070701")
-    async with Hub(root / "hub") as hub:
-        made = Node(root, hub)
-        try:
-            yield made
-        finally:
-            await made.remove()
-        assert not made.vmm.sweep([])
-    shutil.rmtree(root)
+    try:
+        async with Hub(root / "hub") as hub:
+            made = Node(root, hub)
+            try:
+                yield made
+            finally:
+                await made.remove()
+            assert not made.vmm.sweep([])
+    finally:
+        shutil.rmtree(root)
 
 
 def status(pid: int) -> dict[str, str]:
