@@ -44,6 +44,9 @@ class SimulatedVsock:
 
     def close(self, *, crashed: bool = False) -> None:
         """Stop listening and cut every connection; a crash leaves the socket file behind."""
+        if self._listener.fileno() >= 0:
+            # sock_accept's own clean-up comes later, when the number may be another file's.
+            asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
         self.reset_connections()
         if not crashed:
