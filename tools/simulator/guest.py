@@ -67,6 +67,10 @@ class SimulatedGuest:
 
     # What a hostile guest overrides.
 
+    def make_server(self) -> grpc.aio.Server:
+        """Return the server the agent's services are added to."""
+        return grpc.aio.server()
+
     def make_guest_servicer(self) -> GuestServicer:
         """Return what answers GuestService."""
         return GuestServicer(self)
@@ -167,7 +171,7 @@ class SimulatedGuest:
         self.agent_socket.unlink(missing_ok=True)
 
     async def _start_server(self) -> None:
-        server = grpc.aio.server()
+        server = self.make_server()
         guest_service_pb2_grpc.add_GuestServiceServicer_to_server(self.make_guest_servicer(), server)
         container_service_pb2_grpc.add_GuestContainerServiceServicer_to_server(self._container_servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
