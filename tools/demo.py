@@ -1,7 +1,7 @@
 """The demo: a real microVM with two containers, from nothing to cleaned up, each step timed.
 
-`make demo` runs it as root. It works in directories of its own below /var/tmp, keeps images in the shared cache, writes
-build/demo.json and ends with `DEMO OK`, or with `DEMO FAILED: …` and the last words of guest and hypervisor.
+`make demo` runs it as root. It works in directories of its own below /var/tmp, keeps what images are built from in the
+shared cache, writes build/demo.json and ends with `DEMO OK`, or with `DEMO FAILED: …` and the last words of guest and hypervisor.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ TRIAL_TIMEOUT = "60s"
 BOOT_TIMEOUT = "5m"
 READY_SECONDS = 90.0
 STOP_SECONDS = 120.0
+RETURN_SECONDS = 120.0
 LAST_LINES = 25
 
 
@@ -64,10 +65,6 @@ class Cellmesh:
             "CELLMESH_VMM": vmm,
         }
         self.state_dir.mkdir(mode=0o755, parents=True)
-        # Images outlive the demo, so that the next one is quick.
-        images = default_cache() / "images"
-        images.mkdir(mode=0o755, parents=True, exist_ok=True)
-        (self.state_dir / "images").symlink_to(images)
 
     def argv(self, *arguments: str) -> list[str]:
         """Return the command line."""
@@ -90,8 +87,7 @@ class Cellmesh:
         """Run a command and return what it prints; raises DemoError unless it ends well."""
         result = self.try_run(*arguments)
         if result.returncode != 0:
-            said = result.stderr.strip() or result.stdout.strip()
-            raise DemoError(f"`cellmesh {' '.join(arguments)}` ended with {result.returncode}: {said}")
+            raise DemoError(f"`cellmesh {arguments[0]} {arguments[1]}`: {said_in(result.stderr)}")
         return result.stdout
 
     def objects(self, *arguments: str) -> list[dict[str, object]]:
@@ -124,8 +120,7 @@ class Cellmesh:
         deadline = time.monotonic() + READY_SECONDS
         while self.try_run("node", "show", "--json", timeout=30).returncode != 0:
             if process.poll() is not None:
-                said = process.stderr.read() if process.stderr else ""
-                raise DemoError(f"The node did not start: {said.strip()}")
+                raise DemoError(f"The node did not start: {said_in(process.stderr.read() if process.stderr else '')}")
             if time.monotonic() > deadline:
                 raise DemoError(f"The node is not ready after {READY_SECONDS:g} s.")
 
@@ -255,7 +250,16 @@ class Demo:
 
     def _recycle(self) -> str:
         *_, last = self.cellmesh.objects("vm", "recycle", self._vm, "--wait", "--timeout", BOOT_TIMEOUT)
-        return f"epoch {field(last, 'vm', 'epoch')}"
+        deadline = time.monotonic() + RETURN_SECONDS
+        while (count := self._well()) < len(self._images):
+            if time.monotonic() > deadline:
+                raise DemoError(f"Only {count} containers came back after the recycle.")
+        return f"epoch {field(last, 'vm', 'epoch')}, both containers are back"
+
+    def _well(self) -> int:
+        containers = field(self.cellmesh.objects("container", "ls", self._vm)[0], "containers")
+        assert isinstance(containers, list)
+        return sum(container["status"]["health"] == "HEALTH_STATUS_SERVING" for container in containers)
 
     def _delete(self) -> str:
         self.cellmesh.run("vm", "delete", self._vm, "--wait", "--timeout", BOOT_TIMEOUT)
@@ -265,6 +269,15 @@ class Demo:
 
     def _container(self, name: str) -> str:
         return f"{self._vm}/sandbox-{name}"
+
+
+def said_in(stderr: str) -> str:
+    """Return what a failed command said, without the JSON around it."""
+    try:
+        error = json.loads(stderr.strip().splitlines()[-1])["error"]
+    except (IndexError, ValueError, KeyError):
+        return stderr.strip()
+    return f"{error['message']} {error['fix']}"
 
 
 def field(value: object, *path: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -73,6 +74,7 @@ class FakeNode(
         self.unavailable_once: set[str] = set()
         self.draining = False
         self.forgets_commands = False
+        self.started = threading.Event()
         self._gate = Gate()
         self._server: grpc.Server | None = None
 
@@ -274,6 +276,7 @@ class FakeNode(
         container.status.container_name = request.container_name
         container.status.state = common_container_pb2.CONTAINER_STATE_RUNNING
         self.containers[request.vm_id, request.container_name] = container
+        self.started.set()
         return container_service_pb2.StartContainerResponse(container=container)
 
     def GetContainer(
