@@ -26,9 +26,9 @@ def _relay(near: Path, dial: Dial, limit: int = 128) -> Iterator[None]:
 
 @contextmanager
 def _pair(tmp_path: Path, limit: int = 128) -> Iterator[tuple[socket.socket, Path]]:
-    with listen_unix(str(tmp_path / "far")) as far:
-        with _relay(tmp_path / "near", lambda: dial_unix(str(tmp_path / "far")), limit):
-            yield far, tmp_path / "near"
+    near, far_path = tmp_path / "near", str(tmp_path / "far")
+    with listen_unix(far_path) as far, _relay(near, lambda: dial_unix(far_path), limit):
+        yield far, near
 
 
 def _receive_all(connection: socket.socket) -> bytes:
