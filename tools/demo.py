@@ -1,13 +1,13 @@
 """The demo: a real microVM with two containers, from nothing to cleaned up, each step timed.
 
 `make demo` runs it as root. It works in directories of its own below /var/tmp, keeps what images are built from in the
-shared cache, writes build/demo.json and ends with `DEMO OK`, or with `DEMO FAILED: …` and the last words of guest and hypervisor.
+shared cache, and writes build/demo.json. It ends with `DEMO OK`, or with `DEMO FAILED: …` and the last words of guest
+and hypervisor.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,32 +15,23 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cellmesh.image.cache import default_cache
+from demo_node import Cellmesh, DemoError, kill_all_of, last_words
+from demo_vmm import choose_vmm, install, label_of
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "demo.json"
-# Program and the Debian package it comes in; QEMU joins them when the emulator is used.
+# Program and the Debian package it comes in; QEMU joins them where the emulator is used.
 PACKAGES = {"mmdebstrap": "mmdebstrap", "mkfs.erofs": "erofs-utils", "mke2fs": "e2fsprogs", "setpriv": "util-linux"}
-EMULATOR_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86"}
 MEMORY = "768M"
 HOG_LIMIT = "128M"
 HOG = "held = []\nwhile True:\n    held.append(bytearray(b'x' * (8 << 20)))"
 OOM_EXIT = 128 + signal.SIGKILL
-TRIAL_TIMEOUT = "60s"
 BOOT_TIMEOUT = "5m"
-READY_SECONDS = 90.0
-STOP_SECONDS = 120.0
 RETURN_SECONDS = 120.0
-LAST_LINES = 25
-
-
-class DemoError(Exception):
-    """A step did not do what it should."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,88 +41,6 @@ class Step:
     name: str
     seconds: float
     note: str
-
-
-class Cellmesh:
-    """The `cellmesh` command with run and state directories of the demo's own."""
-
-    def __init__(self, home: Path, vmm: str) -> None:
-        self.run_dir = home / "run"
-        self.state_dir = home / "state"
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("CELLMESH_")},
-            "CELLMESH_RUN_DIR": str(self.run_dir),
-            "CELLMESH_STATE_DIR": str(self.state_dir),
-            "CELLMESH_VMM": vmm,
-        }
-        self.state_dir.mkdir(mode=0o755, parents=True)
-
-    def argv(self, *arguments: str) -> list[str]:
-        """Return the command line."""
-        return [sys.executable, "-m", "cellmesh.cli", *arguments]
-
-    def try_run(self, *arguments: str, timeout: float = 900.0) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, whatever its exit code; `timeout` in seconds."""
-        return subprocess.run(
-            self.argv(*arguments),
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="backslashreplace",
-            timeout=timeout,
-            check=False,
-        )
-
-    def run(self, *arguments: str) -> str:
-        """Run a command and return what it prints; raises DemoError unless it ends well."""
-        result = self.try_run(*arguments)
-        if result.returncode != 0:
-            raise DemoError(f"`cellmesh {arguments[0]} {arguments[1]}`: {said_in(result.stderr)}")
-        return result.stdout
-
-    def objects(self, *arguments: str) -> list[dict[str, object]]:
-        """Run a command with --json and return the objects it prints."""
-        return [json.loads(line) for line in self.run(*arguments, "--json").splitlines()]
-
-    @contextmanager
-    def node(self) -> Iterator[None]:
-        """Run a node; afterwards no process of it or of its VMs is left."""
-        process = subprocess.Popen(
-            self.argv("up", "--stop-vms", "--json"),
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            self._await_ready(process)
-            yield
-            self._stop(process)
-            if process.returncode != 0:
-                raise DemoError(f"The node ended with exit code {process.returncode}.")
-        finally:
-            self._stop(process)
-            kill_all_of(self.run_dir)
-
-    def _await_ready(self, process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while self.try_run("node", "show", "--json", timeout=30).returncode != 0:
-            if process.poll() is not None:
-                raise DemoError(f"The node did not start: {said_in(process.stderr.read() if process.stderr else '')}")
-            if time.monotonic() > deadline:
-                raise DemoError(f"The node is not ready after {READY_SECONDS:g} s.")
-
-    def _stop(self, process: subprocess.Popen[str]) -> None:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 class Demo:
@@ -271,15 +180,6 @@ class Demo:
         return f"{self._vm}/sandbox-{name}"
 
 
-def said_in(stderr: str) -> str:
-    """Return what a failed command said, without the JSON around it."""
-    try:
-        error = json.loads(stderr.strip().splitlines()[-1])["error"]
-    except (IndexError, ValueError, KeyError):
-        return stderr.strip()
-    return f"{error['message']} {error['fix']}"
-
-
 def field(value: object, *path: str) -> object:
     """Return the field at `path` of nested JSON objects; raises DemoError if it is not there."""
     for name in path:
@@ -293,72 +193,6 @@ def _state(point: dict[str, object]) -> str:
     event = point["event"]
     change = event.get("vm_state_changed") if isinstance(event, dict) else None
     return str(change["to"]).removeprefix("VM_STATE_") if isinstance(change, dict) else "event"
-
-
-def install(packages: dict[str, str]) -> None:
-    """Install the packages of programs that are missing."""
-    missing = sorted(package for program, package in packages.items() if shutil.which(program) is None)
-    if missing:
-        print(f"installing {' '.join(missing)}", flush=True)
-        subprocess.run(["apt-get", "update", "--quiet"], check=True, stdout=subprocess.DEVNULL)
-        argv = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *missing]
-        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-
-
-def choose_vmm(home: Path) -> str:
-    """Return the VMM to use: the one asked for, one that really boots a guest here, or the emulator."""
-    asked = os.environ.get("CELLMESH_VMM")
-    if asked:
-        return asked
-    native = shutil.which("cloud-hypervisor")
-    if native is not None and Path("/dev/kvm").exists() and boots(Cellmesh(home / "trial", native)):
-        return native
-    install(EMULATOR_PACKAGES)
-    script = ROOT / "tools" / "emulator" / "install.sh"
-    answer = subprocess.run(["sh", script, default_cache() / "emulator"], check=True, stdout=subprocess.PIPE, text=True)
-    return answer.stdout.splitlines()[-1]
-
-
-def boots(cellmesh: Cellmesh) -> bool:
-    """Tell whether the VMM boots a guest here: /dev/kvm may exist, open, and still be of no use."""
-    try:
-        cellmesh.run("image", "build")
-        with cellmesh.node():
-            cellmesh.run("vm", "create", "--wait", "--timeout", TRIAL_TIMEOUT)
-            return True
-    except DemoError as error:
-        print(f"{cellmesh.environment['CELLMESH_VMM']} boots no guest here ({error}); using the emulator.")
-        return False
-
-
-def label_of(vmm: str) -> str:
-    """Return what the numbers of a run on `vmm` are worth."""
-    said = subprocess.run([vmm, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
-    if "emulated" in said:
-        return "ran EMULATED (QEMU TCG): times are not those of real hardware"
-    return "ran on KVM"
-
-
-def kill_all_of(run_dir: Path) -> None:
-    """Kill what still runs with our run directory on its command line: it is ours alone."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if os.fsencode(run_dir) in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-
-
-def last_words(home: Path) -> None:
-    """Print the ends of the guests' consoles and of the hypervisor's log."""
-    for path in (*home.glob("*/vm/*/console.log"), *home.glob("**/hypervisor.log")):
-        lines = path.read_text(errors="backslashreplace").splitlines()[-LAST_LINES:]
-        print(f"--- the end of {path}")
-        for line in lines:
-            # What a guest writes may hold anything; the terminal is to obey none of it.
-            print("  " + line.encode("ascii", "backslashreplace").decode().encode("unicode_escape").decode())
 
 
 def report(label: str, demo: Demo, failure: str) -> None:

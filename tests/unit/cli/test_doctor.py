@@ -118,6 +118,7 @@ def test_without_root_and_kvm(environment: Mapping[str, str], tmp_path: Path) ->
     visible = {**environment, "PYTHONPATH": ":".join(site), "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run(argv, env=visible, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
+    assert result.stdout, result.stderr
     names = verdicts(json.loads(result.stdout)["checks"])
     assert (names["root"], names["kvm"]) == ("WARN", "FAIL")
 

@@ -1,0 +1,134 @@
+"""The demo's node: the `cellmesh` command with directories of its own, and what it leaves when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+READY_SECONDS = 90.0
+STOP_SECONDS = 120.0
+LAST_LINES = 25
+
+
+class DemoError(Exception):
+    """A step did not do what it should."""
+
+
+class Cellmesh:
+    """The `cellmesh` command with run and state directories of the demo's own."""
+
+    def __init__(self, home: Path, vmm: str) -> None:
+        self.run_dir = home / "run"
+        self.state_dir = home / "state"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("CELLMESH_")},
+            "CELLMESH_RUN_DIR": str(self.run_dir),
+            "CELLMESH_STATE_DIR": str(self.state_dir),
+            "CELLMESH_VMM": vmm,
+        }
+        self.state_dir.mkdir(mode=0o755, parents=True)
+
+    def argv(self, *arguments: str) -> list[str]:
+        """Return the command line."""
+        return [sys.executable, "-m", "cellmesh.cli", *arguments]
+
+    def try_run(self, *arguments: str, timeout: float = 900.0) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, whatever its exit code; `timeout` in seconds."""
+        return subprocess.run(
+            self.argv(*arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            timeout=timeout,
+            check=False,
+        )
+
+    def run(self, *arguments: str) -> str:
+        """Run a command and return what it prints; raises DemoError unless it ends well."""
+        result = self.try_run(*arguments)
+        if result.returncode != 0:
+            raise DemoError(f"`cellmesh {arguments[0]} {arguments[1]}`: {said_in(result.stderr)}")
+        return result.stdout
+
+    def objects(self, *arguments: str) -> list[dict[str, object]]:
+        """Run a command with --json and return the objects it prints."""
+        return [json.loads(line) for line in self.run(*arguments, "--json").splitlines()]
+
+    @contextmanager
+    def node(self) -> Iterator[None]:
+        """Run a node; afterwards no process of it or of its VMs is left."""
+        process = subprocess.Popen(
+            self.argv("up", "--stop-vms", "--json"),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            self._await_ready(process)
+            yield
+            self._stop(process)
+            if process.returncode != 0:
+                raise DemoError(f"The node ended with exit code {process.returncode}.")
+        finally:
+            self._stop(process)
+            kill_all_of(self.run_dir)
+
+    def _await_ready(self, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while self.try_run("node", "show", "--json", timeout=30).returncode != 0:
+            if process.poll() is not None:
+                raise DemoError(f"The node did not start: {said_in(process.stderr.read() if process.stderr else '')}")
+            if time.monotonic() > deadline:
+                raise DemoError(f"The node is not ready after {READY_SECONDS:g} s.")
+
+    def _stop(self, process: subprocess.Popen[str]) -> None:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def said_in(stderr: str) -> str:
+    """Return what a failed command said, without the JSON around it."""
+    try:
+        error = json.loads(stderr.strip().splitlines()[-1])["error"]
+    except (IndexError, ValueError, KeyError):
+        return stderr.strip()
+    return f"{error['message']} {error['fix']}"
+
+
+def kill_all_of(run_dir: Path) -> None:
+    """Kill what still runs with our run directory on its command line: it is ours alone."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if os.fsencode(run_dir) in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+
+
+def last_words(home: Path) -> None:
+    """Print the ends of the guests' consoles and of the hypervisor's log."""
+    for path in (*home.glob("*/vm/*/console.log"), *home.glob("**/hypervisor.log")):
+        lines = path.read_text(errors="backslashreplace").splitlines()[-LAST_LINES:]
+        print(f"--- the end of {path}")
+        for line in lines:
+            # What a guest writes may hold anything; the terminal is to obey none of it.
+            print("  " + line.encode("ascii", "backslashreplace").decode().encode("unicode_escape").decode())
