@@ -28,6 +28,7 @@ class Vms(vm_service_pb2_grpc.VmServiceServicer):
     asked: int = 0
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended_where_it_began: bool = False
 
     async def GetVm(self, request: vm_service_pb2.GetVmRequest, context: Any) -> vm_service_pb2.GetVmResponse:
         """Answer once."""
@@ -45,6 +46,7 @@ class Vms(vm_service_pb2_grpc.VmServiceServicer):
         """Tell without end, as fast as it is read."""
         self.asked += 1
         self.entered.set()
+        began = asyncio.current_task()
         try:
             await self.behave()
             revision = 0
@@ -52,6 +54,7 @@ class Vms(vm_service_pb2_grpc.VmServiceServicer):
                 revision += 1
                 yield vm_service_pb2.WatchVmsResponse(vm=vm_pb2.Vm(revision=revision))
         finally:
+            self.ended_where_it_began = asyncio.current_task() is began
             self.ended.set()
 
     @property

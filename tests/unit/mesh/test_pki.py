@@ -206,7 +206,7 @@ _DNS = x509.DNSName(f"auth.{DOMAIN}")
         [_URI, _URI],
         [_URI, _DNS, _DNS],
         [_URI, x509.DNSName(f"secrets.{DOMAIN}")],
-        [_URI, x509.RFC822Name("a@b.test")],
+        [_URI, _DNS, x509.RFC822Name("a@b.test")],
         [_DNS, x509.UniformResourceIdentifier(f"{_URI.value}\0")],
         [_DNS, x509.UniformResourceIdentifier(f"{_URI.value}/more")],
         [_DNS, x509.UniformResourceIdentifier(_URI.value.upper())],

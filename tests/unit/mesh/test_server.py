@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -14,11 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cellmesh.api.hypervisor.v1 import vm_service_pb2, vm_service_pb2_grpc
+from cellmesh.mesh import interceptor, status
 from cellmesh.mesh.channel import unix_channel
 from cellmesh.mesh.errors import DeadlineExceeded, DownstreamUnavailable, RemoteError
 from cellmesh.mesh.identity import OPERATOR, caller
 from cellmesh.mesh.logs import LineBudget
-from cellmesh.mesh.policy import PolicyMissing
+from cellmesh.mesh.policy import MethodPolicy, PolicyMissing, policy_of
 from cellmesh.mesh.server import GuestServer, MeshServer
 from cellmesh.mesh.unix_socket import SocketUnavailable
 from support.vm_service import GET, Vms
@@ -208,6 +210,33 @@ async def test_stream_nobody_reads_is_closed_where_it_ran(path: Path) -> None:
         stream.cancel()
         async with asyncio.timeout(_PATIENCE):
             await vms.ended.wait()
+    assert vms.ended_where_it_began
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("seconds", [None, 60.0], ids=["no deadline", "too long a deadline"])
+@pytest.mark.parametrize("method", ["GetVm", "WatchVms"])
+async def test_contracts_deadline_ends_what_the_callers_does_not(
+    path: Path, method: str, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller without a deadline, or with one that is too long, gets its answer when the contract says."""
+
+    def brief(name: str) -> MethodPolicy:
+        return replace(policy_of(name), default_deadline=0.05, max_deadline=0.05)
+
+    monkeypatch.setattr(interceptor, "policy_of", brief)
+    vms = Vms(asyncio.Event().wait)  # type: ignore[arg-type]  # what it returns never comes
+    async with _server(vms, path), grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        stub = vm_service_pb2_grpc.VmServiceStub(channel)
+        if method == "GetVm":
+            answer = stub.GetVm(GET, timeout=seconds)
+        else:
+            answer = anext(aiter(stub.WatchVms(vm_service_pb2.WatchVmsRequest(), timeout=seconds)))
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await answer
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert status.from_rpc_error(late.value).reason == "DEADLINE_EXCEEDED"
+    assert vms.ended.is_set()
 
 
 @pytest.mark.asyncio

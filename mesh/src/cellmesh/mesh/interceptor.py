@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ Identify = Callable[[Context], Caller | None]
 # gRPC types handlers for its blocking API only.
 Handler = Any
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Streams = list[AsyncGenerator[Any, None]]
 Admission = AbstractAsyncContextManager[None]
 
 _log = structlog.get_logger()
@@ -58,14 +59,15 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
         if handler is None:
             return None
         method = handler_call_details.method
-        admitted = _guarded(handler, functools.partial(self._admit, method, policy_of(method)))
+        streams: Streams = []
+        admitted = _guarded(handler, functools.partial(self._admit, method, policy_of(method)), streams)
         if self._tracing is None:
-            return _drained(admitted)
+            return _drained(admitted, streams)
 
         async def innermost(_: grpc.HandlerCallDetails) -> Handler:
             return admitted
 
-        return _drained(await self._tracing.intercept_service(innermost, handler_call_details))
+        return _drained(await self._tracing.intercept_service(innermost, handler_call_details), streams)
 
     @asynccontextmanager
     async def _admit(self, method: str, policy: MethodPolicy, context: Context) -> AsyncIterator[None]:
@@ -124,13 +126,13 @@ def _time_left(context: Context) -> float | None:
     return left
 
 
-def _guarded(handler: Handler, admit: Callable[[Context], Admission]) -> Handler:
+def _guarded(handler: Handler, admit: Callable[[Context], Admission], streams: Streams) -> Handler:
     """Return the same handler, admitted and with every request checked."""
     incoming = _checked_stream if handler.request_streaming else _checked
     if handler.response_streaming:
         behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def answer(request: Any, context: Context) -> AsyncGenerator[Any, None]:
             async with admit(context):
                 answers = behavior(incoming(request), context)
                 if not hasattr(answers, "__aiter__"):
@@ -138,8 +140,12 @@ def _guarded(handler: Handler, admit: Callable[[Context], Admission]) -> Handler
                     await answers
                     return
                 async with aclosing(answers):
-                    async for answer in answers:
-                        yield answer
+                    async for each in answers:
+                        yield each
+
+        def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:
+            streams.append(answer(request, context))
+            return streams[-1]
 
         return _like(handler, stream)
 
@@ -153,7 +159,7 @@ def _guarded(handler: Handler, admit: Callable[[Context], Admission]) -> Handler
     return _like(handler, unary)
 
 
-def _drained(handler: Handler) -> Handler:
+def _drained(handler: Handler, streams: Streams) -> Handler:
     """Return a handler whose answers are written by a coroutine.
 
     gRPC leaves a generator it stops reading to the garbage collector, which closes it in another task: too late, and
@@ -164,9 +170,14 @@ def _drained(handler: Handler) -> Handler:
     behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
     async def drain(request: Any, context: Context) -> None:
-        async with aclosing(behavior(request, context)) as answers:
+        answers = behavior(request, context)
+        try:
             async for answer in answers:
                 await context.write(answer)
+        finally:
+            # The innermost first: OpenTelemetry's generator does not close the one it reads.
+            for stream in (*streams, answers):
+                await stream.aclose()
 
     return _like(handler, drain)
 
