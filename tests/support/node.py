@@ -70,6 +70,7 @@ class Node:
         }
         self.process: asyncio.subprocess.Process | None = None
         self.log = directory / "hypervisor.log"
+        self.patience = SECONDS
         self._channel: MeshChannel | None = None
 
     @property
@@ -163,7 +164,7 @@ class Node:
         """Follow a VM until it is as wanted; return it."""
         seen: list[str] = []
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(self.patience):
                 watch = self.vms.WatchVms(vm_service_pb2.WatchVmsRequest(vm_id=vm_id))
                 try:
                     async for answer in watch:
@@ -178,6 +179,32 @@ class Node:
         except TimeoutError:
             raise AssertionError(f"VM {vm_id} went {seen}; log: {self.log.read_text()[-4000:]}") from None
         raise AssertionError("the watch ended")
+
+    async def until_gone(self, vm_id: str) -> None:
+        """Follow a VM until it is deleted."""
+        try:
+            await self.until(vm_id, vm_pb2.VM_STATE_DELETED)
+        except AssertionError:
+            if await self._exists(vm_id):
+                raise
+
+    async def _exists(self, vm_id: str) -> bool:
+        listed = await self.vms.ListVms(vm_service_pb2.ListVmsRequest())
+        return vm_id in {vm.vm_id for vm in listed.vms}
+
+    async def container(self, vm_id: str, name: str = "app") -> container_pb2.Container:
+        """Return a container."""
+        request = container_service_pb2.GetContainerRequest(vm_id=vm_id, container_name=name)
+        return (await self.containers.GetContainer(request)).container
+
+    async def until_container(
+        self, vm_id: str, name: str, state: common_container_pb2.ContainerState
+    ) -> container_pb2.Container:
+        """Ask for a container until it is in a state; return it."""
+        async with asyncio.timeout(SECONDS):
+            while (container := await self.container(vm_id, name)).status.state != state:
+                await asyncio.sleep(0.02)
+        return container
 
     async def running(self, **spec: object) -> vm_pb2.Vm:
         """Create a VM and return it once it runs."""
