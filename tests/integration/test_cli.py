@@ -1,0 +1,164 @@
+"""The `cellmesh` command and a real hypervisor, on simulated VMs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from simulator import Hub
+from support.hollow_images import hollow_container, hollow_guest
+from support.node import Node, node, short_directory
+
+SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A hub of simulated VMs, and directories with images for a node on it."""
+
+    directory: Path
+    hub: Hub
+    image: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which the command finds the node."""
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory),
+            "CELLMESH_RUN_DIR": str(self.directory / "run"),
+            "CELLMESH_STATE_DIR": str(self.directory / "state"),
+            "CELLMESH_VMM": str(self.hub.binary),
+        }
+
+    async def spawn(self, *arguments: str) -> asyncio.subprocess.Process:
+        """Start the command with pipes to it."""
+        pipe = asyncio.subprocess.PIPE
+        argv = [sys.executable, "-m", "cellmesh.cli", *arguments]
+        return await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=pipe, env=self.environment)
+
+    async def run(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> bytes:
+        """Run the command to its end, check its exit code, and return what it prints."""
+        process = await self.spawn(*arguments)
+        async with asyncio.timeout(SECONDS):
+            stdout, stderr = await process.communicate(stdin)
+        assert process.returncode == code, stderr.decode()
+        return stdout
+
+
+@asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    """Set up a hub and images."""
+    with short_directory() as directory:
+        images = directory / "state" / "images"
+        images.mkdir(parents=True)
+        hollow_guest(images)
+        image = hollow_container(images)
+        async with Hub(directory / "hub") as hub:
+            yield Stage(directory=directory, hub=hub, image=image)
+
+
+async def runs(process_id: int) -> bool:
+    """Tell whether a process runs."""
+    return Path(f"/proc/{process_id}").exists()
+
+
+@pytest.mark.asyncio
+async def test_the_life_of_a_vm() -> None:
+    """Create, container, exec, health, recycle, stop and delete do with a real node what they say."""
+    async with stage() as it, node(it.directory, it.hub.binary):
+        created = (await it.run("vm", "create", "--wait", "--json")).splitlines()
+        vm = json.loads(created[-1])["vm"]
+        assert vm["state"] == "VM_STATE_RUNNING"
+        start = vm["vm_id"][:8]
+        await it.run("container", "start", f"{start}/sandbox-live", "--image", it.image[7:19], "--wait")
+        assert await it.run("exec", f"{start}/sandbox-live", "--", "echo", "hello") == b"hello\n"
+        data = os.urandom(300_000)
+        assert await it.run("exec", "-i", f"{start}/sandbox-live", "cat", stdin=data) == data
+        await it.run("exec", f"{start}/sandbox-live", "sh", "-c", "exit 42", code=42)
+        await it.run("exec", f"{start}/nobody", "true", code=125)
+        await it.run("container", "stats", f"{start}/sandbox-live")
+        await it.run("vm", "health", start)
+        recycled = (await it.run("vm", "recycle", start, "--wait", "--json")).splitlines()
+        assert json.loads(recycled[-1])["vm"]["epoch"] == "2"
+        stopped = (await it.run("vm", "stop", start, "--wait", "--json")).splitlines()
+        assert json.loads(stopped[-1])["vm"]["state"] == "VM_STATE_STOPPED"
+        await it.run("exec", f"{start}/sandbox-live", "true", code=125)
+        await it.run("vm", "delete", start, "--wait")
+        await it.run("vm", "show", start, code=3)
+        assert b"DELETED" in await it.run("events")
+
+
+@pytest.mark.asyncio
+async def test_exec_outlives_the_hypervisor() -> None:
+    """A command keeps its input and output when the hypervisor is killed and started again below it."""
+    async with stage() as it, node(it.directory, it.hub.binary) as hypervisor:
+        vm = await hypervisor.running()
+        await hypervisor.start_container(vm.vm_id, it.image)
+        command = await it.spawn("exec", "-i", f"{vm.vm_id}/app", "cat")
+        assert command.stdin is not None
+        assert command.stdout is not None
+        async with asyncio.timeout(SECONDS):
+            command.stdin.write(b"before\n")
+            assert await command.stdout.readline() == b"before\n"
+            await hypervisor.stop(signal.SIGKILL)
+            command.stdin.write(b"meanwhile\n")
+            await hypervisor.start()
+            assert await command.stdout.readline() == b"meanwhile\n"
+            command.stdin.write(b"after\n")
+            command.stdin.close()
+            assert await command.stdout.read() == b"after\n"
+            assert await command.wait() == 0
+
+
+@pytest.mark.asyncio
+async def test_up_leaves_vms_running_and_stops_them_when_asked() -> None:
+    """Ctrl-C ends the node and no VM; the next `up` takes the VM over, and with --stop-vms ends it too."""
+    async with stage() as it:
+        try:
+            await _up_and_down(it)
+        finally:
+            # Whatever a failure left running belongs to this test alone.
+            await Node(it.directory, it.hub.binary).end_everything()
+
+
+async def _up_and_down(it: Stage) -> None:
+    first = await it.spawn("up", "--json")
+    await _ready(first)
+    created = (await it.run("vm", "create", "--wait", "--json")).splitlines()
+    vmm = json.loads(created[-1])["vm"]["vmm_pid"]
+    await it.run("up", code=5)
+    assert await _interrupt(first) == 0
+    assert await runs(vmm)
+    second = await it.spawn("up", "--json", "--stop-vms")
+    await _ready(second)
+    listed = json.loads(await it.run("vm", "ls", "--json"))["vms"]
+    assert [(vm["vmm_pid"], vm["state"]) for vm in listed] == [(vmm, "VM_STATE_RUNNING")]
+    assert await _interrupt(second) == 0
+    assert not await runs(vmm)
+
+
+async def _ready(process: asyncio.subprocess.Process) -> None:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    async with asyncio.timeout(SECONDS):
+        line = await process.stdout.readline()
+        assert line, (await process.stderr.read()).decode()
+    assert "ready" in json.loads(line)
+
+
+async def _interrupt(process: asyncio.subprocess.Process) -> int:
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(SECONDS):
+        await process.communicate()
+    assert process.returncode is not None
+    return process.returncode
