@@ -194,7 +194,8 @@ def _options(message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.enable_retries", 0),
         # A peer of this host that restarts is back in a moment; gRPC would wait up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # In spite of its name: how long one try to connect may take. A guest without KVM is slow to answer.
+        ("grpc.min_reconnect_backoff_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", 2000),
         # Connections that others of this process make are not ours to share: their breakers are others too.
         ("grpc.use_local_subchannel_pool", 1),

@@ -25,7 +25,10 @@ def decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | N
     if decode is None:
         return None
 
-    def tolerant(data: bytes) -> Any:
+    def tolerant(data: bytes | None) -> Any:
+        if data is None:
+            # What gRPC has when a call ends well without the one answer it should have had.
+            return Undecodable(detail="there was no answer")
         try:
             return decode(data)
         except DecodeError as error:
