@@ -23,7 +23,7 @@ from cellmesh.hypervisor.guest import decode
 from cellmesh.hypervisor.guest.errors import translated
 from cellmesh.mesh.call import AnswerStream
 from cellmesh.mesh.channel import MeshChannel, guest_channel
-from cellmesh.mesh.errors import MeshError
+from cellmesh.mesh.errors import InvalidAnswer, MeshError
 
 # Above a container's grace: what killing it and answering may take.
 _STOP_MARGIN = timedelta(seconds=15)
@@ -118,6 +118,8 @@ class GuestClient:
         line = await self._line(vm_id, epoch)
         try:
             answer = await line.containers.GetStats(container_service_pb2.GetStatsRequest(container_name=name))
+            if answer.stats.container_name != name:
+                raise InvalidAnswer(f"The agent was asked for container {name} and answered for another.")
         except MeshError as error:
             raise translated(error, vm_id=vm_id, name=name) from error
         return answer.stats
