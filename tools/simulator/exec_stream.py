@@ -42,8 +42,12 @@ class ExecStream:
         command = self._command
         while True:
             changed = command.changed
-            for frame in self._due():
+            due = self._due()
+            for frame in due:
                 yield frame
+            if due:
+                # While these were on their way more may have come, which has to go before any ending.
+                continue
             if self._refusal is not None:
                 raise self._refusal
             if command.attachments != self._attachment:
