@@ -20,20 +20,29 @@ _CMDLINE = "console=hvc0 quiet panic=-1 cryptomgr.notests"
 class Vm:
     """A directory like the product's, and the process in it."""
 
-    def __init__(self, binary: Path, directory: Path, payload: Payload) -> None:
+    def __init__(self, binary: Path, directory: Path, payload: Payload, *, uid: int | None = None) -> None:
         self.binary = binary
         self.directory = directory
         self.payload = payload
         self.api = Api(directory / "api.sock")
         self.vsock = directory / "vsock.sock"
         self.process: subprocess.Popen[bytes] | None = None
+        self._uid = uid
 
     def start(self) -> None:
         """Run the binary and wait until it answers a ping."""
         line: list[str | Path] = [self.binary, "--api-socket", f"path={self.api.path}", "--seccomp", "true"]
         line += ["--event-monitor", f"path={self.directory / 'events.json'}", "--log-file", self.directory / "vmm.log"]
         self.process = subprocess.Popen(
-            line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.directory, env={}
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.directory,
+            env={},
+            user=self._uid,
+            group=self._uid,
+            extra_groups=None if self._uid is None else [],
         )
         eventually(self._answers)
 
@@ -78,6 +87,8 @@ class Vm:
         listener = socket.socket(socket.AF_UNIX)
         listener.settimeout(DEADLINE_SECONDS)
         listener.bind(str(path))
+        if self._uid is not None:
+            os.chown(path, self._uid, self._uid)
         listener.listen()
         return listener
 

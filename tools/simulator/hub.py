@@ -96,19 +96,32 @@ class Hub:
         watching = asyncio.create_task(_watch(reader, process))
         try:
             await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
-            serving.cancel()
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
-                await _end(writer, 0, "")
-        except ApiSocketError as error:
-            await _end(writer, 1, str(error))
         finally:
             serving.cancel()
             watching.cancel()
-            await asyncio.gather(serving, watching, return_exceptions=True)
+            await _finish({serving, watching})
             if self.processes.get(process.directory) is process:
                 del self.processes[process.directory]
+        if serving.cancelled():
+            return  # the process is dead and needs no answer
+        try:
+            serving.result()
+        except ApiSocketError as error:
+            await _end(writer, 1, str(error))
+        else:
+            await _end(writer, 0, "")
+
+
+async def _finish(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait for cancelled tasks to clean up, even while being cancelled: a half-vanished VM would leak its servers."""
+    interruption: asyncio.CancelledError | None = None
+    while any(not task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 async def _watch(reader: asyncio.StreamReader, process: SimulatedProcess) -> None:
