@@ -1,0 +1,75 @@
+"""Five hundred VMs at once on one hypervisor: all run, it stays small, and afterwards nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cellmesh.api.hypervisor.v1 import vm_pb2, vm_service_pb2
+from cellmesh.hypervisor.vmm import sweep
+from cellmesh.hypervisor.vmm.layout import Layout
+from simulator import Hub
+from support.hollow_images import hollow_guest
+from support.node import Node, node, short_directory
+
+_VMS = 500
+_MOST_BYTES = 150 << 20
+_SECONDS = 240.0
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.asyncio
+async def test_five_hundred_vms_at_once() -> None:
+    """Prove that a burst of users gets its VMs, within the memory a node may take, and that all of it can be undone."""
+    with short_directory() as directory:
+        hollow_guest(directory / "state" / "images")
+        async with Hub(directory / "hub") as hub, node(directory, hub.binary) as it:
+            assert it.process is not None
+            created = await asyncio.gather(*(it.create() for _ in range(_VMS)))
+            vms = [vm.vm_id for vm in created]
+            running = await _all(it, vms, lambda vm: vm.state == vm_pb2.VM_STATE_RUNNING)
+            assert len({vm.vmm_pid for vm in running.values()}) == _VMS
+            assert {vm.epoch for vm in running.values()} == {1}
+            assert len(hub.processes) == _VMS
+            resident = psutil.Process(it.process.pid).memory_info().rss
+            assert resident <= _MOST_BYTES, f"{resident >> 20} MiB"
+            await asyncio.gather(*(_delete(it, vm_id) for vm_id in vms))
+            await _all(it, vms, lambda vm: vm.state == vm_pb2.VM_STATE_DELETED)
+            assert not (await it.vms.ListVms(vm_service_pb2.ListVmsRequest())).vms
+            assert _left(it.run_dir, it.state_dir) == []
+            assert hub.processes == {}
+
+
+async def _all(it: Node, vms: Collection[str], wanted: Callable[[vm_pb2.Vm], bool]) -> dict[str, vm_pb2.Vm]:
+    """Follow all VMs until each of them was as wanted, and return them as they were then."""
+    found: dict[str, vm_pb2.Vm] = {}
+    watch = it.vms.WatchVms(vm_service_pb2.WatchVmsRequest())
+    try:
+        async with asyncio.timeout(_SECONDS):
+            async for answer in watch:
+                if answer.HasField("vm") and answer.vm.vm_id in vms and wanted(answer.vm):
+                    found[answer.vm.vm_id] = answer.vm
+                    if len(found) == len(vms):
+                        break
+    except TimeoutError:
+        raise AssertionError(f"{len(found)} of {len(vms)} came so far; log: {it.log.read_text()[-4000:]}") from None
+    finally:
+        watch.cancel()
+    return found
+
+
+async def _delete(it: Node, vm_id: str) -> None:
+    await it.vms.DeleteVm(vm_service_pb2.DeleteVmRequest(request_id=str(uuid.uuid4()), vm_id=vm_id))
+
+
+def _left(run_dir: Path, state_dir: Path) -> list[str]:
+    """Return every process, directory and uid of a VM that is still there."""
+    strays = sweep.strays(Layout(run_dir=run_dir, state_dir=state_dir), ())
+    return [str(stray.path) for stray in strays] + [str(path) for path in (state_dir / "uids").glob("*")]
