@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from demo_node import Cellmesh, DemoError, kill_all_of, last_words
+from demo_node import Cellmesh, DemoError, kill_all_of
 from demo_vmm import choose_vmm, install, label_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -240,8 +240,6 @@ def main() -> int:
     except KeyboardInterrupt:
         failure = "interrupted"
     finally:
-        if failure:
-            last_words(home)
         kill_all_of(home)
         shutil.rmtree(home, ignore_errors=True)
     print(f"DEMO FAILED: {failure}" if failure else "DEMO OK", flush=True)

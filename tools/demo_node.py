@@ -25,6 +25,7 @@ class Cellmesh:
     """The `cellmesh` command with run and state directories of the demo's own."""
 
     def __init__(self, home: Path, vmm: str) -> None:
+        self.home = home
         self.run_dir = home / "run"
         self.state_dir = home / "state"
         self.environment = {
@@ -81,6 +82,10 @@ class Cellmesh:
             self._stop(process)
             if process.returncode != 0:
                 raise DemoError(f"The node ended with exit code {process.returncode}.")
+        except BaseException:
+            # Now: stopping the VMs clears their consoles away.
+            last_words(self.home)
+            raise
         finally:
             self._stop(process)
             kill_all_of(self.run_dir)
