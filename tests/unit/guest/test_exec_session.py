@@ -252,3 +252,14 @@ async def test_nothing_runs_in_a_stopped_container() -> None:
         sessions = Sessions(cell.containers, cell.group)
         with pytest.raises(ContainerNotRunning, match="STOPPED"):
             await sessions.open(_opening("true"))
+
+
+async def test_a_fault_of_ours_ends_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error nobody foresaw refuses the command, is on the console, and leaves the others and the agent alone."""
+    async with _sessions() as sessions:
+        attachment, _ = await sessions.open(_opening("read line; echo $line"))
+        with pytest.raises(ExecStartFailed, match="fault of the agent"):
+            await sessions.open(_opening("", exec_id="other", command=Command(argv=(5,))))  # type: ignore[arg-type]
+        await attachment.session.accept_input(0, b"alive\n", eof=True)
+        assert (await _collect(attachment))[0] == b"alive\n"
+    assert "TypeError" in capsys.readouterr().err

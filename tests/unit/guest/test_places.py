@@ -11,7 +11,7 @@ from cellmesh.guest import disks
 from cellmesh.guest.containers.cgroup import Cgroup
 from cellmesh.guest.containers.image import BadImage, User, find_user, read_image
 from cellmesh.guest.containers.model import Resources
-from cellmesh.guest.containers.rootfs import Places
+from cellmesh.guest.containers.rootfs import Places, discard_layers, remove_discarded
 from cellmesh.guest.containers.slots import Slots
 
 
@@ -118,3 +118,19 @@ def test_limits_are_written_and_numbers_read(tmp_path: Path) -> None:
     assert (stats.cpu_seconds, stats.throttled_seconds) == (1.5, 0.25)
     assert (stats.pids, stats.pids_refused, stats.oom_kills) == (4, 8, 3)
     assert (stats.io_read_bytes, stats.io_write_bytes) == (11, 22)
+
+
+def test_discarded_layers_are_gone_at_once_and_deleted_later(tmp_path: Path) -> None:
+    """A start after a discard finds no layer, what lasts stays, and the room comes back even after a lost boot."""
+    places = Places(data=tmp_path)
+    for _ in range(2):
+        layer = places.layer("live", "ab12")
+        (layer / "upper").mkdir(parents=True)
+        places.persistent("live", "/keep").mkdir(parents=True, exist_ok=True)
+        discard_layers(places)
+        assert not layer.exists()
+    discard_layers(places)
+    assert len(list(places.discarded.iterdir())) == 2
+    remove_discarded(places)
+    remove_discarded(places)
+    assert [path.name for path in tmp_path.iterdir()] == ["persist"]

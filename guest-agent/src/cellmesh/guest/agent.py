@@ -14,10 +14,11 @@ from cellmesh.api.guest.v1 import (
     guest_service_pb2_grpc,
 )
 from cellmesh.guest import boot, vsock
+from cellmesh.guest.contain import contain, persist
 from cellmesh.guest.containers.crun import Crun
 from cellmesh.guest.containers.memory_watch import MemoryWatch
 from cellmesh.guest.containers.registry import Containers
-from cellmesh.guest.containers.rootfs import Places, discard_layers
+from cellmesh.guest.containers.rootfs import Places, discard_layers, remove_discarded
 from cellmesh.guest.containers.slots import Slots
 from cellmesh.guest.exec.sessions import Sessions
 from cellmesh.guest.host.channel import open_channel
@@ -63,12 +64,14 @@ async def run_agent(reaper: Reaper) -> None:
             vsock.listen_vsock(vsock.AGENT_PORT), lambda: vsock.dial_unix(_AGENT_SOCKET), peer_cid=vsock.HOST_CID
         ).start()
         vsock.Relay(vsock.listen_unix(_HOST_SOCKET), vsock.dial_host).start()
-        talk = group.create_task(_talk_to_host(identity, containers, places))
+        talk = group.create_task(persist(lambda: _talk_to_host(identity, containers, places), "the talk with the host"))
         memory.attach(containers.count_oom_kills)
+        tidy = group.create_task(contain(_tidy(identity, places), "deleting discarded layers"))
         await shutdown.finished.wait()
         await server.stop(_LAST_ANSWER)
         sessions.stop()
         talk.cancel()
+        tidy.cancel()
 
 
 def _server(identity: Identity, containers: Containers, sessions: Sessions, shutdown: Shutdown) -> grpc.aio.Server:
@@ -82,12 +85,17 @@ def _server(identity: Identity, containers: Containers, sessions: Sessions, shut
     return server
 
 
+async def _tidy(identity: Identity, places: Places) -> None:
+    await identity.assignment()
+    await asyncio.to_thread(remove_discarded, places)
+
+
 async def _talk_to_host(identity: Identity, containers: Containers, places: Places) -> None:
     async with open_channel(_HOST_SOCKET) as channel:
         stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(channel)
         assignment = await say_hello(stub, identity.boot_id)
-        if assignment.discard_layers:
-            await asyncio.to_thread(discard_layers, places)
+        if assignment.discard_layers and not identity.assigned:
+            discard_layers(places)
         identity.assign(assignment)
         boot.say(f"epoch {assignment.epoch} of VM {assignment.vm_id}")
 

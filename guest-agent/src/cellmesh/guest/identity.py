@@ -26,6 +26,11 @@ class Identity:
         self.boot_id = boot_id
         self._assignment: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
 
+    @property
+    def assigned(self) -> bool:
+        """Whether the host has answered in this boot."""
+        return self._assignment.done()
+
     def assign(self, assignment: Assignment) -> None:
         """Take the host's first answer; the same boot gets the same answer, so later ones change nothing."""
         if not self._assignment.done():

@@ -78,7 +78,11 @@ class Crun:
         home = self._places.run / name
         (home / "config.json").write_text(json.dumps(bundle.oci_configuration(parts)))
         launch = _Launch(self._reaper, home, "container")
-        process = await launch.run(["run", "--detach", f"--bundle={home}"], name, stdio)
+        try:
+            process = await launch.run(["run", "--detach", f"--bundle={home}"], name, stdio)
+        except StartFailed:
+            await _delete(self._reaper, name)  # What is left of it would keep the next one from starting.
+            raise
         return CrunContainer(self._reaper, home, parts, process, cgroup, network)
 
 
@@ -139,8 +143,7 @@ class CrunContainer:
         """Kill what is left of it and let go of all it used, except its files."""
         self.cgroup.kill()
         await asyncio.shield(self.process.exited)
-        deletion = self._reaper.spawn([*_CRUN, "delete", "--force", self._parts.name])
-        await asyncio.shield(deletion.exited)
+        await _delete(self._reaper, self._parts.name)
         await asyncio.to_thread(rootfs.unmount_root, rootfs.Places(run=self._home.parent), self._parts.name)
         with contextlib.suppress(OSError):
             self.cgroup.remove()  # crun has removed it already, unless it could not.
@@ -198,6 +201,11 @@ class _Launch:
             if lines:
                 return lines[-1][-_MESSAGE_LIMIT:]
         return f"crun ended with code {code} and said nothing"
+
+
+async def _delete(reaper: Reaper, name: str) -> None:
+    deletion = reaper.spawn([*_CRUN, "delete", "--force", name])
+    await asyncio.shield(deletion.exited)
 
 
 async def _finish(crun: Process) -> int:

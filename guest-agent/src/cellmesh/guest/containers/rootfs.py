@@ -6,6 +6,7 @@ The image's owners are shifted by an idmapped mount, so a first start touches no
 import contextlib
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,11 @@ class Places:
     images: Path = Path("/images")
     data: Path = Path("/data")
     run: Path = Path("/run/cellmesh/containers")
+
+    @property
+    def discarded(self) -> Path:
+        """Where layers wait to be deleted."""
+        return self.data / "discarded"
 
     def layer(self, name: str, serial: str) -> Path:
         """Return where a container's writable layer over this image lies."""
@@ -84,10 +90,17 @@ def prepare_persistent(places: Places, name: str, path: str, slot: int, user: Us
 
 
 def discard_layers(places: Places) -> None:
-    """Throw every writable layer away. Raises OSError; blocks."""
+    """Put every writable layer out of use, at once however large; `remove_discarded` frees the room. Raises OSError."""
     layers = places.data / "layers"
     if layers.exists():
-        shutil.rmtree(layers)
+        places.discarded.mkdir(exist_ok=True)
+        layers.rename(places.discarded / str(time.monotonic_ns()))
+
+
+def remove_discarded(places: Places) -> None:
+    """Delete what was put out of use, in this boot or an earlier one. Raises OSError; blocks."""
+    if places.discarded.exists():
+        shutil.rmtree(places.discarded)
 
 
 def _layer(places: Places, name: str, serial: str, lower: Path) -> tuple[Path, Path]:

@@ -107,6 +107,9 @@ class Session:
         except (StartFailed, OSError) as error:
             self._started.set_result(ExecStartFailed(f"the command could not be started: {error}"))
             return
+        except BaseException:
+            self._started.set_result(ExecStartFailed("the command could not be started: a fault of the agent"))
+            raise
         self._process = process
         self._started.set_result(None)
         try:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from cellmesh.guest.contain import contain
 from cellmesh.guest.containers.registry import Containers
 from cellmesh.guest.containers.runtime import Command
 from cellmesh.guest.errors import ExecNotFound, InvalidRequest, TooManyExecs
@@ -58,7 +59,7 @@ class Sessions:
         container = self._containers.find_running(opening.container_name)
         self._make_room()
         session = Session(container=container, command=opening.command, terminal=opening.terminal)
-        task = self._group.create_task(session.run(self._patience), name=f"exec {opening.exec_id}")
+        task = self._group.create_task(contain(session.run(self._patience), "a command"))
         entry = _Entry(opening.container_name, session, task)
         self._entries[opening.exec_id] = entry
         task.add_done_callback(lambda _task: self._entries.pop(opening.exec_id, None))

@@ -73,13 +73,13 @@ class GuestContainerServicer(container_service_pb2_grpc.GuestContainerServiceSer
             message = f"no output of generation {request.generation} of {name} is kept: the newest two are"
             raise GenerationNotFound(message)
         generation, ring = found
-        offset = request.offset
+        offset, last = request.offset, ring.end
         while True:
             version = ring.changes.version
             part = ring.read(offset)
             await context.write(_encode_slice(generation, part))
             offset = part.next_offset
-            if part.ended or (not request.follow and offset == ring.end):
+            if part.ended or (not request.follow and offset >= last):
                 return
             if not part.chunks:
                 await _change(ring, version)
