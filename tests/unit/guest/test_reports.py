@@ -98,7 +98,7 @@ async def _reporting(stub: agent_service_pb2_grpc.AgentServiceAsyncStub, heartbe
     def snapshot() -> agent_service_pb2.ReportRequest:
         return agent_service_pb2.ReportRequest(vm_id=_VM, epoch=5, dropped_log_bytes=changes.version)
 
-    reporter = Reporter(stub=stub, identity=identity, changes=changes, snapshot=snapshot)
+    reporter = Reporter(stub=stub, identity=identity, changes=changes, snapshot=snapshot, log=ReportLog())
     task = asyncio.ensure_future(reporter.run())
     try:
         yield changes

@@ -23,6 +23,7 @@ from cellmesh.guest.containers.slots import Slots
 from cellmesh.guest.exec.sessions import Sessions
 from cellmesh.guest.host.channel import open_channel
 from cellmesh.guest.host.hello import say_hello
+from cellmesh.guest.host.report import ReportLog
 from cellmesh.guest.host.reporter import Reporter
 from cellmesh.guest.identity import Assignment, Identity, read_boot_id
 from cellmesh.guest.reaper import Reaper
@@ -64,7 +65,12 @@ async def run_agent(reaper: Reaper) -> None:
             vsock.listen_vsock(vsock.AGENT_PORT), lambda: vsock.dial_unix(_AGENT_SOCKET), peer_cid=vsock.HOST_CID
         ).start()
         vsock.Relay(vsock.listen_unix(_HOST_SOCKET), vsock.dial_host).start()
-        talk = group.create_task(persist(lambda: _talk_to_host(identity, containers, places), "the talk with the host"))
+        reports: ReportLog[agent_service_pb2.ReportRequest] = (
+            ReportLog()
+        )  # Its sequence is the boot's, not a channel's.
+        talk = group.create_task(
+            persist(lambda: _talk_to_host(identity, containers, places, reports), "the talk with the host")
+        )
         memory.attach(containers.count_oom_kills)
         tidy = group.create_task(contain(_tidy(identity, places), "deleting discarded layers"))
         await shutdown.finished.wait()
@@ -90,7 +96,12 @@ async def _tidy(identity: Identity, places: Places) -> None:
     await asyncio.to_thread(remove_discarded, places)
 
 
-async def _talk_to_host(identity: Identity, containers: Containers, places: Places) -> None:
+async def _talk_to_host(
+    identity: Identity,
+    containers: Containers,
+    places: Places,
+    reports: ReportLog[agent_service_pb2.ReportRequest],
+) -> None:
     async with open_channel(_HOST_SOCKET) as channel:
         stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(channel)
         assignment = await say_hello(stub, identity.boot_id)
@@ -102,7 +113,8 @@ async def _talk_to_host(identity: Identity, containers: Containers, places: Plac
         def snapshot() -> agent_service_pb2.ReportRequest:
             return _report(assignment, containers)
 
-        await Reporter(stub=stub, identity=identity, changes=containers.changes, snapshot=snapshot).run()
+        reporter = Reporter(stub=stub, identity=identity, changes=containers.changes, snapshot=snapshot, log=reports)
+        await reporter.run()
 
 
 def _report(assignment: Assignment, containers: Containers) -> agent_service_pb2.ReportRequest:

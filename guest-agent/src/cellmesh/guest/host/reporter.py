@@ -41,12 +41,13 @@ class Reporter:
         identity: Identity,
         changes: Changes,
         snapshot: Snapshot,
+        log: ReportLog[agent_service_pb2.ReportRequest],
     ) -> None:
         self._stub = stub
         self._identity = identity
         self._changes = changes
         self._snapshot = snapshot
-        self._log: ReportLog[agent_service_pb2.ReportRequest] = ReportLog()
+        self._log = log
         self._acknowledged = Changes()
         self._pause = _FIRST_PAUSE
 
