@@ -16,7 +16,6 @@ from cellmesh.api.guest.v1 import error_reason_pb2 as guest
 from cellmesh.api.hypervisor.v1 import error_reason_pb2 as hypervisor
 
 _DETAILS = "grpc-status-details-bin"
-_ENOUGH = 2
 _REASONS = {
     "cellmesh": frozenset(common.ErrorReason.keys()),
     "hypervisor.cellmesh": frozenset(hypervisor.ErrorReason.keys()),
@@ -60,8 +59,10 @@ def channel(path: Path) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"unix:{path}", options=unbounded)
 
 
-async def call(to: grpc.aio.Channel, method: MethodDescriptor, *frames: bytes, seconds: float = 10.0) -> Outcome:
-    """Call a method with these bytes; of a stream of answers the first two are enough."""
+async def call(
+    to: grpc.aio.Channel, method: MethodDescriptor, *frames: bytes, seconds: float = 10.0, most: int = 2
+) -> Outcome:
+    """Call a method with these bytes; of a stream of answers read at most `most`."""
     streams = ("unary", "stream")
     kind = f"{streams[method.client_streaming]}_{streams[method.server_streaming]}"
     callable_ = getattr(to, kind)(f"/{method.containing_service.full_name}/{method.name}")
@@ -73,7 +74,7 @@ async def call(to: grpc.aio.Channel, method: MethodDescriptor, *frames: bytes, s
             return Outcome(code="OK", answers=1)
         async for _ in made:
             answers += 1
-            if answers == _ENOUGH:
+            if answers == most:
                 made.cancel()
                 break
     except grpc.aio.AioRpcError as error:
