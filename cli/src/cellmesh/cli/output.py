@@ -35,13 +35,17 @@ class Output:
         self.json = json_output
         self._stdout = stdout or sys.stdout
         self._stderr = stderr or sys.stderr
+        self._console: Console | None = None
         self.is_terminal = self._stdout.isatty() and os.environ.get("TERM") != "dumb"
 
     def console(self) -> Console:
-        """Return a rich console that takes no markup from what it prints; NO_COLOR is rich's own to honour."""
-        from rich.console import Console
+        """Return the rich console, which takes no markup from what it prints; NO_COLOR is rich's own to honour."""
+        if self._console is None:
+            from rich.console import Console
 
-        return Console(file=self._stdout, markup=False, highlight=False, emoji=False, soft_wrap=False)
+            # One for all: a spinner makes room only for what its own console prints.
+            self._console = Console(file=self._stdout, markup=False, highlight=False, emoji=False)
+        return self._console
 
     def line(self, text: str) -> None:
         """Print one line."""

@@ -85,7 +85,7 @@ async def _follow(session: Session, act: Callable[[], Awaitable[Wish]], goal: Go
         if goal.reached(wish):
             return wish
         vm_id = goal.vm_id(wish)
-        status = session.output.console().status("") if session.output.is_terminal else nullcontext()
+        status = session.output.console().status("waiting …") if session.output.is_terminal else nullcontext()
         with status:
             async for message in messages:
                 if message.HasField("event") and message.event.vm_id == vm_id:
