@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(SUDO) env PATH="$(BIN):$(PATH)"
-SOURCES := mesh hypervisor guest-agent cli tools tests hatch_build.py
+SOURCES := mesh hypervisor guest-agent cli tools tests examples hatch_build.py
 
 # What the host must have; `cellmesh doctor` says what each is for.
 PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd xz-utils busybox-static gcc libc6-dev util-linux
