@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, field_mask_pb2, text_format, timestamp_pb2
-from grpc_tools import protoc
+from grpc_tools import protoc  # type: ignore[import-untyped]  # ships no types
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
@@ -114,9 +114,7 @@ def _protos() -> list[str]:
 
 
 def _generated_files(base: Path) -> list[str]:
-    return sorted(
-        str(path.relative_to(base)) for path in base.rglob("*_pb2*.py*") if path.suffix in {".py", ".pyi"}
-    )
+    return sorted(str(path.relative_to(base)) for path in base.rglob("*_pb2*.py*") if path.suffix in {".py", ".pyi"})
 
 
 def _protoc(scratch: Path, *arguments: str) -> None:
