@@ -202,8 +202,8 @@ class Node:
     ) -> container_pb2.Container:
         """Ask for a container until it is in a state; return it."""
         async with asyncio.timeout(SECONDS):
-            while (container := await self.container(vm_id, name)).status.state != state:
-                await asyncio.sleep(0.02)
+            while (container := await self.container(vm_id, name)).status.state != state:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # it is another process that changes it
         return container
 
     async def running(self, **spec: object) -> vm_pb2.Vm:
