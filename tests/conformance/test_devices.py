@@ -37,6 +37,16 @@ def test_disk_is_plugged_in_and_out(booted: Vm) -> None:
     eventually(lambda: "late" not in booted.disks())
 
 
+def test_ports_of_removed_disks_are_free_again(booted: Vm) -> None:
+    """Disks can come and go under one id more often than there are slots."""
+    disk = {"path": booted.disk("late.raw", b"late"), "serial": "late", "id": "late", "image_type": "Raw"}
+    for _ in range(10):
+        eventually(lambda: booted.api.put("vm.add-disk", disk).status == 200)  # the guest lets go before the VMM has
+        eventually(lambda: "late" in booted.disks())
+        assert booted.api.put("vm.remove-device", {"id": "late"}).status == 204
+        eventually(lambda: "late" not in booted.disks())
+
+
 def test_disk_added_before_the_boot_is_there_at_boot(vm: Vm) -> None:
     """vm.add-disk on a VM that is only created changes its configuration."""
     assert vm.api.put("vm.create", vm.config()).status == 204

@@ -26,6 +26,8 @@ MALFORMED = [
     ("PUT", "vm.create", b"", 400),
     ("PUT", "vm.create", b"{", 400),
     ("PUT", "vm.create", b'{"memory": {"size": "much"}}', 400),
+    ("PUT", "vm.create", b'{"disks": 5}', 400),
+    ("PUT", "vm.create", b'{"payload": {"kernel": 5}}', 400),
     ("PUT", "vm.create", b'{"vsock": {"cid": 3}}', 400),
     ("PUT", "vm.create", b'{"console": {"mode": "Loud"}}', 400),
     ("PUT", "vm.boot", b"{}", 400),
@@ -86,6 +88,11 @@ def test_deleted_vm_makes_room_for_another(vm: Vm) -> None:
     ("changes", "causes"),
     [
         ({"disks": [{"path": "/nowhere"}]}, ["Error from device manager", "Cannot open disk path"]),
+        (
+            {"disks": [{"readonly": True}]},
+            ["Error from device manager", "No disk path was specified when one was expected"],
+        ),
+        ({"disks": [{"path": "/a", "id": "x"}, {"path": "/b", "id": "x"}]}, ["Failed to validate config"]),
         ({"payload": {"kernel": "/nowhere"}}, ["Cannot open kernel file"]),
         ({"payload": {"kernel": "/etc/passwd"}}, ["Cannot load the kernel into memory"]),
         ({"vsock": {"cid": 2, "socket": "/nowhere"}}, ["Failed to validate config", "2 is a special VSOCK CID"]),
@@ -102,6 +109,17 @@ def test_failed_boot_leaves_a_created_vm(vm: Vm, changes: dict[str, Any], causes
     assert vm.api.send("GET", "vm.info").value["state"] == "Created"
     assert vm.api.put("vm.delete").status == 204
     assert vm.api.put("vm.create", vm.config()).status == 204
+
+
+def test_half_booted_vm_takes_devices_and_a_button(vm: Vm) -> None:
+    """A boot that failed at its kernel leaves a machine that takes everything and does nothing."""
+    assert vm.api.put("vm.create", vm.config(payload={"kernel": "/etc/passwd"})).status == 204
+    assert vm.api.put("vm.boot").status == 500
+    assert vm.api.put("vm.power-button").status == 204
+    assert vm.api.put("vm.add-disk", {"path": vm.disk("d.raw", b""), "id": "d", "image_type": "Raw"}).status == 200
+    assert vm.api.put("vm.boot").value[-1] == "VM is already created"
+    assert vm.api.put("vm.shutdown").status == 204
+    assert vm.api.get("vm.info").value["state"] == "Created"
 
 
 def test_stale_vsock_socket_fails_the_boot(vm: Vm) -> None:

@@ -24,6 +24,8 @@ def check(config: Json) -> None:
 
 def check_disk(disk: Json) -> None:
     """Look at one disk; raises MachineError."""
+    if "path" not in disk:
+        raise MachineError("Error from device manager", "No disk path was specified when one was expected")
     problem = _why_unreadable(disk["path"])
     if problem is not None:
         reason = f"I/O error (path={disk['path']} op=open)"

@@ -61,9 +61,14 @@ def parse_vm(given: Json) -> Json:
     if given.get("payload") is not None:
         payload = _object(given["payload"], "payload")
         chosen = {key: payload[key] for key in _PAYLOAD_KEYS if payload.get(key) is not None}
+        for key, value in chosen.items():
+            if not isinstance(value, str):
+                raise BadConfigError(f"invalid type for `{key}`, expected path string")
         if chosen:
             config["payload"] = chosen
     if given.get("disks") is not None:
+        if not isinstance(given["disks"], list):
+            raise BadConfigError("invalid type for `disks`, expected a sequence")
         config["disks"] = [parse_disk(disk) for disk in given["disks"]]
     config["rng"] = {"pci_segment": 0, **_filled({"src": "/dev/urandom"}, given.get("rng"), "rng")}
     config["serial"] = _console(given.get("serial"), "Null")
@@ -78,6 +83,9 @@ def parse_vm(given: Json) -> Json:
 def parse_disk(given: Any) -> Json:
     """Return one disk with defaults; raises BadConfigError."""
     disk = _filled(_DISK, given, "disks")
+    for key in ("path", "serial", "id"):
+        if not isinstance(given.get(key), str | None):
+            raise BadConfigError(f"invalid type for `{key}`, expected a string")
     if "id" in given:
         disk = {"id": given["id"], **disk}
     return {key: value for key, value in disk.items() if value is not None}
@@ -93,6 +101,10 @@ def why_invalid(config: Json) -> tuple[str, ...] | None:
     cpus = config["cpus"]
     if cpus["max_vcpus"] < cpus["boot_vcpus"]:
         return failed, f"Max CPUs ({cpus['max_vcpus']}) lower than boot CPUs ({cpus['boot_vcpus']})"
+    taken = [device["id"] for device in (*config.get("disks", []), config.get("vsock", {})) if "id" in device]
+    for identifier in taken:
+        if taken.count(identifier) > 1:
+            return failed, f"Identifier {identifier} is not unique"
     cid = config.get("vsock", {}).get("cid", _FIRST_GUEST_CID)
     if cid < _FIRST_GUEST_CID:
         return failed, f"{cid} is a special VSOCK CID"

@@ -81,6 +81,8 @@ class Vmm:
                 return await route(request.body)
             except ApiError as error:
                 return error.answer
+            except MachineError as error:
+                return answers.errors(500, "Error from API", *error.causes)
 
     async def stop(self) -> None:
         """End as on SIGTERM: the machine is shut down, the configuration forgotten."""
@@ -240,10 +242,10 @@ class Vmm:
             return answers.errors(400, "Failed to deserialize JSON", str(error))
         if self._config is None:
             raise ApiError(failed, answers.NOT_CREATED)
-        problem = why_invalid(self._config)
+        disks = self._config.setdefault("disks", [])
+        problem = why_invalid({**self._config, "disks": [*disks, disk]})
         if problem is not None:
             raise ApiError(failed, *problem)
-        disks = self._config.setdefault("disks", [])
         if self._machine is None:
             disks.append(disk)
             return answers.NO_CONTENT

@@ -15,7 +15,7 @@ from typing import Any
 from chv53 import boot_files
 from chv53.config import Json
 from chv53.machine import Exit, MachineError
-from emulator.qemu_arguments import HOTPLUG_PORTS, arguments, block_device, block_node, device_name
+from emulator.qemu_arguments import HOTPLUG_PORTS, arguments, block_device, block_node, device_name, node_name
 from emulator.qmp import Qmp, QmpError
 from emulator.vsock_device import VsockDevice
 
@@ -45,6 +45,7 @@ class Qemu:
         self._ended = asyncio.Event()
         self._reason = Exit.FAILED
         self._ports: dict[str, int] = {}
+        self._released: list[str] = []
 
     async def boot(self) -> None:
         """Start QEMU; returns when its control socket answers and the processors run."""
@@ -99,8 +100,11 @@ class Qemu:
         free = sorted(set(range(HOTPLUG_PORTS)) - set(self._ports.values()))
         if not free:
             raise MachineError("Error from device manager", "No available PCI device slot")
+        await self._drop_released()
         await self._execute("blockdev-add", **block_node(disk))
+        self._released.append(disk["id"])
         await self._execute("device_add", **block_device(disk), bus=f"port{free[0]}")
+        self._released.remove(disk["id"])
         self._ports[disk["id"]] = free[0]
         return _FIRST_SLOT + len(self._config.get("disks", [])) + free[0]
 
@@ -167,9 +171,17 @@ class Qemu:
         for device, _port in list(self._ports.items()):
             if device_name(device) == name:
                 del self._ports[device]
+                self._released.append(device)
+
+    async def _drop_released(self) -> None:
+        """Close the images of disks that the guest has let go of, or that never came to be devices."""
+        while self._released:
+            await self._execute("blockdev-del", **{"node-name": node_name(self._released[0])})
+            del self._released[0]
 
     async def _execute(self, command: str, **given: Any) -> Any:
-        assert self._qmp is not None
+        if self._qmp is None:
+            return None  # a boot that failed half-way: there are devices, but no processor that could notice
         try:
             return await self._qmp.execute(command, **given)
         except QmpError as error:

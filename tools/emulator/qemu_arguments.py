@@ -36,18 +36,18 @@ def arguments(config: Json, *, accelerator: str, vsock: int | None, control: int
 def block_node(disk: Json) -> Json:
     """Return the back end of a disk, as `blockdev-add` takes it."""
     file = {"driver": "file", "filename": disk["path"], "discard": "unmap"}
-    return {"driver": "raw", "node-name": node_name(disk), "read-only": disk["readonly"], "file": file}
+    return {"driver": "raw", "node-name": node_name(disk["id"]), "read-only": disk["readonly"], "file": file}
 
 
 def block_device(disk: Json) -> Json:
     """Return the front end of a disk, as `device_add` takes it."""
     serial = {"serial": disk["serial"]} if "serial" in disk else {}
-    return {"driver": "virtio-blk-pci", "id": device_name(disk["id"]), "drive": node_name(disk), **serial}
+    return {"driver": "virtio-blk-pci", "id": device_name(disk["id"]), "drive": node_name(disk["id"]), **serial}
 
 
-def node_name(disk: Json) -> str:
-    """Return QEMU's name for a disk's back end."""
-    return f"node{disk['id']}"
+def node_name(identifier: str) -> str:
+    """Return QEMU's name for the back end of a disk."""
+    return f"node{identifier}"
 
 
 def device_name(identifier: str) -> str:

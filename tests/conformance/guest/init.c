@@ -100,6 +100,7 @@ static void list_disks(int to) {
         read_text(path, readonly, sizeof readonly);
         snprintf(path, sizeof path, "/sys/block/%s/size", entry->d_name);
         read_text(path, sectors, sizeof sectors);
+        if (!*serial || !*sectors) continue; /* it is just being unplugged */
         snprintf(path, sizeof path, "/dev/%s", entry->d_name);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd >= 0 && read(fd, head, sizeof head) < 0) memset(head, 0, sizeof head);
