@@ -59,7 +59,7 @@ async def container(arena: Arena, target: Target) -> container_pb2.ContainerStat
     return (await arena.it.containers.GetContainer(request)).container.status
 
 
-LIES = {
+LIES: dict[str, tuple[dict[str, object], str, str]] = {
     "another VM": ({"vm_id": str(uuid.uuid4())}, "WRONG_EPOCH", "WRONG_VM_ID"),
     "an epoch that is over": ({"epoch": 99}, "WRONG_EPOCH", "OLD_EPOCH"),
 }

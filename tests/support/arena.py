@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +68,13 @@ class Arena:
 
 
 @asynccontextmanager
-async def fighting() -> AsyncIterator[Arena]:
-    """Run a node on simulated VMs, one of them a good neighbour."""
+async def fighting(run: Callable[[Path, Path], AbstractAsyncContextManager[Node]] = node) -> AsyncIterator[Arena]:
+    """Run a node on simulated VMs, one of them a good neighbour; with `node_here` it can be tampered with."""
     with short_directory() as directory:
         images = directory / "state" / "images"
         hollow_guest(images)
         image = hollow_container(images)
-        async with Hub(directory / "hub", guest=HostileGuest) as hub, node(directory, hub.binary) as it:
+        async with Hub(directory / "hub", guest=HostileGuest) as hub, run(directory, hub.binary) as it:
             neighbour = await it.running()
             await it.start_container(neighbour.vm_id, image, name=NAME)
             yield Arena(it=it, hub=hub, image=image, neighbour=neighbour.vm_id)
