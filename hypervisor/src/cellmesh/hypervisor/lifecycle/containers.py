@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -68,7 +67,7 @@ class Containers:
         Raises VmNotFound, VmNotRunning, VmDeleting, ImageNotFound, TooManyContainers, ContainerStartFailed,
         ProviderKeyPresent, GuestUnreachable, GuestMisbehaved, RequestIdReused.
         """
-        known = await asyncio.to_thread(self._has_image, spec.image)
+        known = self._has_image(spec.image)
 
         async def wish(tx: Transaction) -> Container:
             if not known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ class Nodes:
     async def status(self) -> NodeStatus:
         """Return the node as it is now."""
         version = await self._vmm_version()
-        image, damage = await asyncio.to_thread(self._default_image)
+        image, damage = self._default_image()
         async with self._store.reading() as reading:
             node = await reading.node()
             return NodeStatus(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ from cellmesh.hypervisor.domain.vm import Reason, Vm
 from cellmesh.hypervisor.reconciler.containers import disk_of
 from cellmesh.hypervisor.reconciler.world import World
 from cellmesh.hypervisor.vmm import Cell, Disk, Handle, VmmError, VmmRefused
-from cellmesh.image import GuestImage, ImageError
+from cellmesh.image import ImageError
 from cellmesh.mesh.errors import MeshError
 
 
@@ -41,7 +40,8 @@ def attached_at_boot(containers: Iterable[Container]) -> set[str]:
 async def launch(world: World, vm: Vm, containers: Sequence[Container]) -> Handle:
     """Start the VM's present epoch; StartFailed if that could not be done."""
     try:
-        guest, disks = await asyncio.to_thread(_images, world, vm, attached_at_boot(containers))
+        guest = world.images.guest(vm.spec.guest_image)
+        disks = [disk_of(world, digest) for digest in sorted(attached_at_boot(containers))]
     except ImageError as error:
         raise ImageMissing(f"An image is missing: {error}") from error
     try:
@@ -72,7 +72,3 @@ async def launch(world: World, vm: Vm, containers: Sequence[Container]) -> Handl
         raise BootFailed(f"The VMM would not boot it: {error}") from error
     except (VmmError, OSError) as error:
         raise StartFailed(f"Its VMM could not be started: {error}") from error
-
-
-def _images(world: World, vm: Vm, digests: set[str]) -> tuple[GuestImage, list[Disk]]:
-    return world.images.guest(vm.spec.guest_image), [disk_of(world, digest) for digest in sorted(digests)]

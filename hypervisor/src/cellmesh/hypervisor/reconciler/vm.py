@@ -79,7 +79,7 @@ class VmReconciler:
             case VmState.FAILED if vm.desired is DesiredState.RUNNING:
                 return None
             case VmState.PENDING | VmState.BACKOFF | VmState.STOPPED | VmState.FAILED:
-                return await self._at_rest(tasks, vm, containers)
+                return await self._at_rest(tasks, vm)
             case VmState.STARTING | VmState.RUNNING if vm.desired is DesiredState.RUNNING and not vm.recycle_pending:
                 return await self._up(vm, containers)
             case VmState.STARTING | VmState.RUNNING | VmState.STOPPING:
@@ -89,7 +89,7 @@ class VmReconciler:
 
     # At rest: nothing of the VM runs.
 
-    async def _at_rest(self, tasks: asyncio.TaskGroup, vm: Vm, containers: Sequence[Container]) -> float | None:
+    async def _at_rest(self, tasks: asyncio.TaskGroup, vm: Vm) -> float | None:
         if vm.desired is DesiredState.STOPPED:
             await outcomes.move(self._world, vm.vm_id, VmState.STOPPED)
             return None
@@ -98,11 +98,13 @@ class VmReconciler:
             return 0.0
         if vm.next_try_time is not None and (wait := (vm.next_try_time - datetime.now(UTC)).total_seconds()) > 0:
             return wait
-        starting = await outcomes.begin_epoch(self._world, vm.vm_id)
-        if starting is None:
-            return self._world.timing.room_poll.total_seconds()
-        self._world.failpoint("start.epoch_committed")
-        await self._launch(tasks, starting, containers)
+        async with self._world.turns:
+            starting = await outcomes.begin_epoch(self._world, vm.vm_id)
+            if starting is None:
+                return self._world.timing.room_poll.total_seconds()
+            self._world.failpoint("start.epoch_committed")
+            # Containers may have been wished for while this start waited for its turn.
+            await self._launch(tasks, starting, self._world.store.mirror.containers(vm.vm_id))
         return 0.0
 
     async def _launch(self, tasks: asyncio.TaskGroup, vm: Vm, containers: Sequence[Container]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from cellmesh.hypervisor.lifecycle.sessions import Sessions
 from cellmesh.hypervisor.store import Store
 from cellmesh.hypervisor.vmm import Handle, Vmm
 from cellmesh.image import ImageStore
+
+_STARTS = 8
 
 
 class Guests(Protocol):
@@ -77,6 +80,8 @@ class World:
     admission: Admission
     timing: Timing
     failpoint: Callable[[str], None]
+    # Starts are taken in turn: more at once would not be quicker, only slow down who asks for something else.
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_STARTS))
     # The VMM of each VM that has one; kept by its keeper, read by probes.
     handles: dict[str, Handle] = field(default_factory=dict)
     jitter: Callable[[], float] = random.random
