@@ -313,3 +313,18 @@ async def test_a_shutdown_stops_every_container(tmp_path: Path, monkeypatch: pyt
         assert agent.shutdown.finished.is_set()
         assert flushed == [True]
         await until(lambda: not agent.cell.containers.find("live").running)
+
+
+async def test_logs_without_follow_end_while_the_container_goes_on(tmp_path: Path) -> None:
+    """A reader who does not follow gets what was there, even of a container that never stops talking."""
+    spec = container_pb2.ContainerSpec()
+    spec.CopyFrom(_SPEC)
+    spec.argv[:] = ["/bin/sh", "-c", "while :; do echo more; done"]
+    async with _agent(tmp_path) as agent:
+        await agent.start(spec=spec)
+        found = agent.cell.containers.logs("live").find(0)
+        assert found is not None
+        await until(lambda: found[1].end > 0)
+        request = container_service_pb2.StreamLogsRequest(container_name="live")
+        responses = [response async for response in agent.containers.StreamLogs(request, timeout=20)]
+        assert responses[-1].next_offset > 0
