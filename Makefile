@@ -7,7 +7,7 @@ AS_ROOT := $(SUDO) env PATH="$(BIN):$(PATH)"
 SOURCES := mesh hypervisor guest-agent cli tools tests examples hatch_build.py
 
 # What the host must have; `cellmesh doctor` says what each is for.
-PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd xz-utils busybox-static gcc libc6-dev util-linux
+PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd gcc libc6-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help deps setup demo test check fmt gen accept bench clean
