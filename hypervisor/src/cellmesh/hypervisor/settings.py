@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator
 from cellmesh.mesh.settings import Settings
 
 _OPERATOR_SOCKET = "operator.sock"
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 class HypervisorSettings(Settings):
@@ -24,9 +26,9 @@ class HypervisorSettings(Settings):
     trust_domain: str = "cellmesh.internal"
     """The SPIFFE trust domain of this installation."""
     boot_timeout: timedelta = timedelta(seconds=180)
-    """How long a guest may take from its start to its Hello; a guest on real hardware needs seconds."""
+    """Seconds a guest may take from its start to its Hello; a guest on real hardware needs few."""
     heartbeat_interval: timedelta = timedelta(seconds=5)
-    """The longest time between two reports of an agent; after three without one it is asked whether it lives."""
+    """Most seconds between two reports of an agent; after three without one it is asked whether it lives."""
     max_vms: int = Field(default=512, ge=1, le=100_000)
     """The most VMs the node takes, in any state."""
     memory_capacity_bytes: int = Field(default=0, ge=0)
@@ -36,7 +38,22 @@ class HypervisorSettings(Settings):
     uid_base: int | None = Field(default=None, ge=1000, le=2**31)
     """The first of the uids VMs run under, one each; absent is 600000 for root, and no separation for anybody else."""
     stop_grace: timedelta = timedelta(seconds=5)
-    """How long calls that run may go on when the hypervisor stops."""
+    """Seconds that calls may go on when the hypervisor stops."""
+
+    @field_validator("boot_timeout", "heartbeat_interval", "stop_grace", mode="before")
+    @classmethod
+    def _seconds(cls, value: object) -> object:
+        """Take a plain number for seconds; ISO 8601 durations are taken as well."""
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            return float(value)
+        return value
+
+    @field_validator("boot_timeout", "heartbeat_interval")
+    @classmethod
+    def _positive(cls, value: timedelta) -> timedelta:
+        if value <= timedelta():
+            raise ValueError("it must be longer than nothing")
+        return value
 
     @field_validator("vmm")
     @classmethod
