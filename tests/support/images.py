@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cellmesh.image import ContainerImage, GuestImage, ImageStore, build_guest
 from cellmesh.image.cache import default_cache
+from support import oci
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KEPT = 8
@@ -33,10 +36,22 @@ def guest_image() -> GuestImage:
 def example_images() -> dict[str, ContainerImage]:
     """Return the example images by name (`live`, `dev`) as they are in the checkout."""
     store = shared_store()
-    with tempfile.TemporaryDirectory(prefix="cellmesh-examples-") as name:
-        layouts = Path(name)
-        subprocess.run([sys.executable, EXAMPLES / "build.py", layouts], check=True, stdout=subprocess.DEVNULL)
+    with _layouts() as layouts:
         return {path.name: store.container(store.import_container(path)) for path in layouts.iterdir()}
+
+
+def root_image() -> ContainerImage:
+    """Return the example `live`, but run as root: what nothing but the container's own walls holds back."""
+    store = shared_store()
+    with _layouts() as layouts:
+        return store.container(store.import_container(oci.run_as(layouts / "live", "0:0")))
+
+
+@contextmanager
+def _layouts() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="cellmesh-examples-") as name:
+        subprocess.run([sys.executable, EXAMPLES / "build.py", name], check=True, stdout=subprocess.DEVNULL)
+        yield Path(name)
 
 
 def _forget_old(store: ImageStore, current: str) -> None:

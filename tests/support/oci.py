@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 Entry = tuple[tarfile.TarInfo, bytes]
@@ -91,6 +92,18 @@ def docker_archive(target: Path, layers: Sequence[bytes], settings: Mapping[str,
     return target
 
 
+def run_as(target: Path, user: str) -> Path:
+    """Change whom the one image of a layout runs as."""
+    blobs = target / "blobs/sha256"
+    (image,) = json.loads((target / "index.json").read_bytes())["manifests"]
+    manifest = _load(blobs, image["digest"])
+    config = _load(blobs, manifest["config"]["digest"])
+    config["config"]["User"] = user
+    manifest["config"] = _keep(blobs, json.dumps(config).encode(), manifest["config"]["mediaType"])
+    write_index(target, [{**image, **_keep(blobs, json.dumps(manifest).encode(), image["mediaType"])}])
+    return target
+
+
 def pack_layout(source: Path, target: Path) -> Path:
     """Pack a layout directory into one gzipped tar."""
     with tarfile.open(target, "w:gz") as archive:
@@ -101,6 +114,11 @@ def pack_layout(source: Path, target: Path) -> Path:
 def digest(data: bytes) -> str:
     """Return the digest of `data`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _load(blobs: Path, named: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((blobs / named.removeprefix("sha256:")).read_bytes())
+    return document
 
 
 def _keep(blobs: Path, data: bytes, media_type: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from cellmesh.hypervisor.domain.container import Claim, ContainerState, Health
+from cellmesh.hypervisor.domain.container import Claim, ContainerState, ContainerStatus, Health
 from cellmesh.hypervisor.domain.vm import Vm, VmState
 from cellmesh.mesh.errors import MeshError
 
@@ -38,12 +38,19 @@ class VmHealth:
 
     @property
     def health(self) -> Health:
-        """Return SERVING if every layer is, and every container with a probe."""
+        """Return SERVING if every layer is, and every container with a probe that is not stopped."""
         if any(layer.health is not Health.SERVING for layer in self.layers):
             return Health.NOT_SERVING
-        if any(c.status.health is Health.NOT_SERVING or c.status.state in _ILL for c in self.containers):
+        if any(_is_ill(claim.status) for claim in self.containers):
             return Health.NOT_SERVING
         return Health.SERVING
+
+
+def _is_ill(status: ContainerStatus) -> bool:
+    # Of one that was stopped, or is done, nobody expects an answer.
+    if status.state is ContainerState.STOPPED:
+        return False
+    return status.health is Health.NOT_SERVING or status.state in _ILL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,157 @@
+"""Commands in the containers of a real guest: every byte arrives, whatever happens to the streams that carry it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+
+import pytest
+
+from cellmesh.api.common.v1 import exec_pb2
+from cellmesh.mesh.errors import MeshError
+from support.cell import Cell
+from support.commands import ExecStream
+
+pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module")]
+
+HUNDRED_MB = 100_000_000
+LINES = 150_000
+
+
+async def test_a_hundred_megabytes_go_in_and_come_out(cell: Cell) -> None:
+    """Prove that standard input and output carry 100 MB each, byte for byte."""
+    data = random.Random(100).randbytes(HUNDRED_MB)
+    ended = await cell.live.run("cat", stdin=data)
+    assert (ended.exit_code, len(ended.stdout)) == (0, HUNDRED_MB)
+    assert hashlib.sha256(ended.stdout).digest() == hashlib.sha256(data).digest()
+    assert ended.stderr == b""
+
+
+async def test_output_resumes_where_a_broken_stream_left_it(cell: Cell) -> None:
+    """Prove that a command whose stream breaks again and again says everything once, to a reader who keeps offsets."""
+    opening = cell.dev.opening("seq", str(LINES))
+    wanted = "".join(f"{number}\n" for number in range(1, LINES + 1)).encode()
+    got, breaks = b"", 0
+    while len(got) < len(wanted):
+        async with ExecStream(cell.it, opening) as stream:
+            opened = await stream.read()
+            assert opened.opened.resumed is (breaks > 0)
+            got += await stream.read_output(min(200_000, len(wanted) - len(got)))
+        breaks += 1
+        opening.resume, opening.stdout_offset = True, len(got)
+    assert got == wanted
+    assert breaks > 3
+
+
+async def test_input_resumes_where_a_broken_stream_left_it(cell: Cell) -> None:
+    """Prove that input sent again after a break is not taken twice, and that the answer says from where to send."""
+    data = random.Random(7).randbytes(300_000)
+    opening = cell.dev.opening("sha256sum")
+    async with ExecStream(cell.it, opening) as stream:
+        await stream.read()
+        for begin in range(0, 150_000, 50_000):
+            stream.send(stdin=exec_pb2.ExecStdin(offset=begin, data=data[begin : begin + 50_000]))
+        while (answer := await stream.read()).stdin_ack.offset < 100_000:
+            assert answer.HasField("stdin_ack")
+    opening.resume = True
+    async with ExecStream(cell.it, opening) as stream:
+        arrived = (await stream.read()).opened.stdin_offset
+        assert arrived >= 100_000
+        stream.send(stdin=exec_pb2.ExecStdin(offset=arrived - 40_000, data=data[arrived - 40_000 : arrived]))
+        for begin in range(arrived, len(data), 50_000):
+            stream.send(stdin=exec_pb2.ExecStdin(offset=begin, data=data[begin : begin + 50_000]))
+        stream.send(stdin=exec_pb2.ExecStdin(offset=len(data), eof=True))
+        assert (await stream.read_until(b"\n")).split()[0].decode() == hashlib.sha256(data).hexdigest()
+
+
+async def test_a_later_stream_takes_a_command_over(cell: Cell) -> None:
+    """Prove that the earlier stream hears of it, and that what was acknowledged cannot be asked for again."""
+    opening = cell.dev.opening("sh", "-c", "echo first; read line; echo $line")
+    async with ExecStream(cell.it, opening) as first:
+        await first.read()
+        assert await first.read_output(6) == b"first\n"
+        opening.resume, opening.stdout_offset = True, 6
+        async with ExecStream(cell.it, opening) as second:
+            assert (await second.read()).opened.resumed
+            with pytest.raises(MeshError) as taken:
+                await first.read()
+            assert taken.value.reason == "EXEC_ATTACHED_ELSEWHERE"
+            opening.stdout_offset = 0
+            async with ExecStream(cell.it, opening) as third:
+                with pytest.raises(MeshError) as gone:
+                    await third.read()
+            assert gone.value.reason == "EXEC_OFFSET_GONE"
+            second.send(stdin=exec_pb2.ExecStdin(data=b"second\n", eof=True))
+            assert await second.read_output(7) == b"second\n"
+            exited = await second.read()
+            while not exited.HasField("exited"):
+                exited = await second.read()
+            assert (exited.exited.exit_code, exited.exited.stdout_length) == (0, 13)
+
+
+async def test_a_terminal_has_the_size_it_is_told(cell: Cell) -> None:
+    """Prove that a command on a terminal sees its size and each new one, echoes input and is interrupted by Ctrl-C."""
+    script = "stty size; trap 'stty size' WINCH; trap 'exit 42' INT; while true; do sleep 0.1; done"
+    size = exec_pb2.TerminalSize(rows=33, columns=101)
+    async with ExecStream(cell.it, cell.live.opening("sh", "-c", script, tty=True, size=size)) as stream:
+        await stream.read()
+        await stream.read_until(b"33 101\r\n")
+        stream.send(resize=exec_pb2.TerminalSize(rows=44, columns=202))
+        await stream.read_until(b"44 202\r\n")
+        stream.send(stdin=exec_pb2.ExecStdin(data=b"\x03"))
+        while not (answer := await stream.read()).HasField("exited"):
+            pass
+        assert answer.exited.exit_code == 42
+
+
+async def test_a_command_ends_as_it_would_here(cell: Cell) -> None:
+    """Prove that exit codes, signals, outputs, directory and environment are the command's own."""
+    variable = {"name": "GREETING", "value": "hallo"}
+    ended = await cell.live.run(
+        "sh", "-c", "pwd; echo $GREETING >&2; exit 7", working_dir="/tmp", environment=[variable]
+    )
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (7, b"/tmp\n", b"hallo\n")
+    async with ExecStream(cell.it, cell.live.opening("sh", "-c", "echo up; exec sleep 86400")) as stream:
+        await stream.read()
+        await stream.read_until(b"up\n")
+        stream.send(signal=exec_pb2.ExecSignal(number=signal.SIGTERM))
+        while not (answer := await stream.read()).HasField("exited"):
+            pass
+        assert answer.exited.exit_code == 128 + signal.SIGTERM
+
+
+async def test_a_command_that_cannot_run_says_why(cell: Cell) -> None:
+    """Prove that a program that is not there, a command nobody started and a stopped container are told apart."""
+    reasons = {}
+    unknown = cell.live.opening("true", resume=True)
+    nowhere = cell.live.opening("true")
+    nowhere.container_name = "nobody"
+    for name, opening in {
+        "program": cell.live.opening("/no/such/program"),
+        "command": unknown,
+        "container": nowhere,
+    }.items():
+        async with ExecStream(cell.it, opening) as stream:
+            with pytest.raises(MeshError) as error:
+                await stream.read()
+        reasons[name] = error.value.reason
+    assert reasons == {
+        "program": "EXEC_START_FAILED",
+        "command": "EXEC_NOT_FOUND",
+        "container": "CONTAINER_NOT_FOUND",
+    }
+
+
+async def test_a_command_is_never_run_twice(cell: Cell) -> None:
+    """Prove that opening the same id again, as after a lost answer, comes back to the one command."""
+    opening = cell.dev.opening("sh", "-c", "echo run >> /tmp/runs; read line")
+    for resumed in (False, True):
+        async with ExecStream(cell.it, opening) as stream:
+            assert (await stream.read()).opened.resumed is resumed
+    async with ExecStream(cell.it, opening) as stream:
+        await stream.read()
+        stream.send(stdin=exec_pb2.ExecStdin(data=b"\n", eof=True))
+        while not (answer := await stream.read()).HasField("exited"):
+            pass
+    assert await cell.dev.shell("cat /tmp/runs") == "run"

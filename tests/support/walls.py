@@ -1,0 +1,145 @@
+"""What hostile programs in a container try, as source for its Python: each prints what came of it as JSON."""
+
+from __future__ import annotations
+
+SOCKETS = """
+import json, socket
+told = {}
+families = {"inet": (2, 1), "unix": (1, 1), "vsock": (40, 1), "vsock_dgram": (40, 2), "alg": (38, 5), "packet": (17, 3)}
+for name, arguments in families.items():
+    try:
+        socket.socket(*arguments).close()
+        told[name] = 0
+    except OSError as error:
+        told[name] = error.errno
+print(json.dumps(told))
+"""
+"""The errno of opening a socket of each family."""
+
+DEVICES = """
+import json, os, stat
+found = {}
+for directory, _, files in os.walk("/dev"):
+    for name in files:
+        path = os.path.join(directory, name)
+        mode = os.lstat(path).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            found[path] = [stat.S_IFMT(mode) == stat.S_IFBLK, os.stat(path).st_rdev]
+made = {}
+nodes = {"disk": (stat.S_IFBLK, 254, 0), "mem": (stat.S_IFCHR, 1, 1), "fuse": (stat.S_IFCHR, 10, 229)}
+for name, (kind, major, minor) in nodes.items():
+    try:
+        os.mknod("/tmp/" + name, kind | 0o666, os.makedev(major, minor))
+        made[name] = 0
+    except OSError as error:
+        made[name] = error.errno
+print(json.dumps({"found": found, "made": made}))
+"""
+"""Every device node, and the errno of making one."""
+
+CALLS = """
+import ctypes, json, os
+libc = ctypes.CDLL(None, use_errno=True)
+calls = {
+    "getpid": (39,),
+    "unshare a user namespace": (272, 0x10000000),
+    "unshare a network": (272, 0x40000000),
+    "mount": (165, b"none", b"/tmp", b"tmpfs", 0, None),
+    "umount": (166, b"/proc", 2),
+    "pivot_root": (155, b"/tmp", b"/tmp"),
+    "setns": (308, os.open("/proc/self/ns/net", os.O_RDONLY), 0),
+    "open_by_handle_at": (304, -100, None, 0),
+    "bpf": (321, 0, None, 0),
+    "perf_event_open": (298, None, 0, -1, -1, 0),
+    "io_uring_setup": (425, 1, None),
+    "userfaultfd": (323, 0),
+    "add_key": (248, b"user", b"a", b"b", 1, -3),
+    "keyctl": (250, 0, -3, 0),
+    "init_module": (175, None, 0, b""),
+    "kexec_load": (246, 0, 0, None, 0),
+    "reboot": (169, 0xFEE1DEAD, 0x28121969, 0x1234567, None),
+    "settimeofday": (164, b"\\0" * 16, None),
+    "swapon": (167, b"/tmp", 0),
+    "iopl": (172, 3),
+    "clone3": (435, None, 0),
+    "move_mount": (429, -100, b"/", -100, b"/tmp", 0),
+    "process_vm_readv": (310, 1, None, 0, None, 0, 0),
+}
+told = {}
+for name, (number, *arguments) in calls.items():
+    ctypes.set_errno(0)
+    passed = (ctypes.c_long(each) if isinstance(each, int) else each for each in arguments)
+    result = libc.syscall(ctypes.c_long(number), *passed)
+    told[name] = ctypes.get_errno() if result < 0 else 0
+print(json.dumps(told))
+"""
+"""The errno of each call that only the machine's own root should make; 0 if it succeeded."""
+
+FILES = """
+import json
+told = {}
+for path in (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/net/ipv4/ip_forward",
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/pids.max",
+    "/sys/fs/cgroup/cgroup.procs",
+):
+    try:
+        with open(path, "w") as file:
+            file.write("0")
+        told[path] = "written"
+    except OSError as error:
+        told[path] = type(error).__name__
+with open("/proc/kcore", "rb") as file:
+    told["/proc/kcore"] = len(file.read(16))
+print(json.dumps(told))
+"""
+"""What came of writing where a container's limits and the kernel's settings are; and the readable bytes of kcore."""
+
+HOG = """
+kept = []
+while True:
+    kept.append(bytearray(b"x") * (4 << 20))
+"""
+"""Takes memory until it is killed."""
+
+BOMB = """
+import os, time
+while True:
+    try:
+        os.fork()
+    except OSError:
+        time.sleep(0.05)
+"""
+"""Forks, and so does each child."""
+
+LISTEN = """
+import socket, sys
+shared = socket.socket()
+shared.bind(("0.0.0.0", 9999))
+shared.listen()
+abstract = socket.socket(socket.AF_UNIX)
+abstract.bind("\\0cell")
+abstract.listen()
+print("listening", flush=True)
+sys.stdin.read()
+"""
+"""Listens on port 9999 and on an abstract socket until its input ends."""
+
+CONNECT = """
+import json, socket
+told = {}
+for name, family, address in (
+    ("port", socket.AF_INET, ("127.0.0.1", 9999)),
+    ("abstract", socket.AF_UNIX, "\\0cell"),
+):
+    try:
+        with socket.socket(family) as caller:
+            caller.connect(address)
+        told[name] = "connected"
+    except OSError as error:
+        told[name] = type(error).__name__
+print(json.dumps(told))
+"""
+"""What came of connecting to what LISTEN opens."""
