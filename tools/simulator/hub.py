@@ -39,6 +39,8 @@ class Hub:
         self.faults = Faults()
         self.make_guest = guest or SimulatedGuest
         self.processes: dict[Path, SimulatedProcess] = {}
+        # Where the binary was started while another one ran in the same directory.
+        self.doubles: list[Path] = []
         self._socket = directory / "hub.sock"
         self._guests = 0
         self._task: asyncio.Task[None] | None = None
@@ -91,6 +93,9 @@ class Hub:
         process = SimulatedProcess(
             options, peer, faults=self.faults, make_guest=lambda machine: self.make_guest(machine, self)
         )
+        before = self.processes.get(process.directory)
+        if before is not None and before.runs():
+            self.doubles.append(process.directory)
         self.processes[process.directory] = process
         serving = asyncio.create_task(process.serve())
         watching = asyncio.create_task(_watch(reader, process))

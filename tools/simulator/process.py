@@ -59,6 +59,14 @@ class SimulatedProcess:
             raise LookupError(f"no guest runs in {self.directory}")
         return self.machine.guest
 
+    def runs(self) -> bool:
+        """Whether the kernel still runs it; what serves it here learns of its death a moment later."""
+        try:
+            stat = Path(f"/proc/{self.peer.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
     def kill(self) -> None:
         """Kill the process, as the kernel's out-of-memory killer would."""
         os.kill(self.peer.pid, signal.SIGKILL)

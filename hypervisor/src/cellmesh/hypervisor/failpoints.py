@@ -13,6 +13,7 @@ NAMES = tuple(
         "start.server_listening",
         "launch.handle_written",
         "launch.bridge_started",
+        "launch.vmm_forked",
         "launch.vmm_started",
         "launch.vm_created",
         "launch.vm_booted",

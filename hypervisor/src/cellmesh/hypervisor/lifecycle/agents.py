@@ -68,7 +68,8 @@ class Agents:
             session.rebooted = True
             self._store.changes.notify({vm_id})
             raise GuestRebooted("Another boot of this guest said Hello in this epoch; this one will be stopped.")
-        self._failpoint("start.running_committed")
+        if vm_id in tx.stored_vms:
+            self._failpoint("start.running_committed")
         session.hear()
         return Welcome(
             epoch=session.epoch,

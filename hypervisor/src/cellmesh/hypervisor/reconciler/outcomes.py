@@ -54,6 +54,14 @@ async def move(
         return await tx.save_vm(vm.move(target, reason=reason, message=message), vm)
 
 
+async def begin_again(world: World, vm_id: str) -> None:
+    """Commit that a start was broken off by no fault of the VM's: it is PENDING again, and its policy is not asked."""
+    async with world.store.transaction() as tx:
+        vm = await tx.vm(vm_id)
+        if vm is not None and vm.state is VmState.STARTING:
+            await tx.save_vm(replace(vm.move(VmState.PENDING), vmm_pid=0), vm)
+
+
 async def fail(world: World, vm_id: str, epoch: int, reason: Reason, message: str) -> None:
     """Commit the death of an epoch: BACKOFF while its policy allows another try, then FAILED. Nothing of it runs."""
     async with world.store.transaction() as tx:

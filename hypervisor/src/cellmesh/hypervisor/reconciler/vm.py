@@ -243,9 +243,8 @@ class VmReconciler:
 
     async def _found_gone(self, vm: Vm, reason: str) -> None:
         if vm.state is VmState.STARTING:
-            # We died while starting it, which is no fault of the VM's: its policy is not asked.
             await self._clear_away()
-            await outcomes.move(self._world, vm.vm_id, VmState.PENDING)
+            await outcomes.begin_again(self._world, vm.vm_id)
         elif vm.state is VmState.RUNNING:
             why = Reason.VMM_HUNG if self._handle is not None else Reason.VMM_EXITED
             await self._died(vm, why, f"Its VMM did not outlive the hypervisor's absence ({reason}).")

@@ -17,8 +17,13 @@ async def climb(handle: Handle, *, until: Rung, budgets: Budgets, failpoint: Cal
     vm.shutdown ends the VM and not its VMM, and a VMM closes its API before it is gone: only the pidfd tells.
     """
     api = Api.of(handle)
+
+    async def press() -> None:
+        await api.power_button()
+        failpoint("stop.power_button")
+
     rungs: list[tuple[Rung, float, Callable[[], Awaitable[None]]]] = [
-        (Rung.POWER_BUTTON, budgets.power_button, api.power_button),
+        (Rung.POWER_BUTTON, budgets.power_button, press),
         (Rung.VM_SHUTDOWN, 0.0, lambda: api.shutdown_vm(seconds=budgets.vm_shutdown)),
         (Rung.VMM_SHUTDOWN, budgets.vmm_shutdown, lambda: api.shutdown_vmm(seconds=budgets.vmm_shutdown)),
         (Rung.SIGTERM, budgets.sigterm, lambda: _signal(handle, signal.SIGTERM)),
@@ -30,8 +35,6 @@ async def climb(handle: Handle, *, until: Rung, budgets: Budgets, failpoint: Cal
         if await _step(handle, act, seconds):
             failpoint("stop.vmm_exited")
             return
-        if rung is Rung.POWER_BUTTON:
-            failpoint("stop.power_button")
     raise StopUnfinished(f"Process {handle.pid} of VM {handle.vm_id} outlived {until.name}; allow a harder rung.")
 
 

@@ -79,6 +79,7 @@ class Launcher:
         await bridges.listen(attempt.handle, f"agent.{cell.epoch}", layout.AGENT_PORT)
         self.failpoint("launch.bridge_started")
         self._start_vmm(cell, attempt)
+        self.failpoint("launch.vmm_forked")
         await self._write(attempt.handle)
         api = Api.of(attempt.handle)
         await _answers(api, attempt.handle)
