@@ -352,6 +352,60 @@ async def test_health_names_the_layer_that_is_ill(it: Node) -> None:
     assert "start it" in ill.layers[0].message
 
 
+async def test_a_silent_guest_is_asked_and_then_given_up(hub: Hub, place: Path) -> None:
+    """A guest that reports no more and does not answer is ended for it; the next epoch is heard again."""
+
+    class Struck(SimulatedGuest):
+        async def talk(self, stub: agent_service_pb2_grpc.AgentServiceAsyncStub) -> None:
+            await self.say_hello(stub)
+            if self.epoch == 1:
+                await asyncio.Event().wait()
+            await super().talk(stub)
+
+        def listens(self, port: int) -> bool:
+            return self.epoch != 1 and super().listens(port)
+
+    hub.make_guest = Struck
+    async with node(place, hub.binary, heartbeat_interval=0.3) as it:
+        vm = await it.running()
+        assert (await it.until(vm.vm_id, vm_pb2.VM_STATE_BACKOFF)).reason == "GUEST_SILENT"
+        await it.until(vm.vm_id, vm_pb2.VM_STATE_RUNNING, epoch=2)
+
+
+async def test_a_vm_that_cannot_be_told_is_left_alone(it: Node) -> None:
+    """With a handle nobody can read a VM is QUARANTINED and runs on; only a delete with force ends it."""
+    vm = await it.running()
+    await it.stop()
+    (it.state_dir / "vm" / vm.vm_id / "handle.json").write_text("{")
+    await it.start()
+    doubtful = await it.until(vm.vm_id, vm_pb2.VM_STATE_QUARANTINED)
+    assert doubtful.reason == "ADOPTION_DOUBTFUL"
+    os.kill(vm.vmm_pid, 0)
+    for call in (
+        it.vms.StopVm(vm_service_pb2.StopVmRequest(**wish(vm.vm_id))),
+        it.vms.DeleteVm(vm_service_pb2.DeleteVmRequest(**wish(vm.vm_id))),
+    ):
+        with pytest.raises(MeshError) as refused:
+            await call
+        assert refused.value.reason == "VM_QUARANTINED"
+    await it.vms.DeleteVm(vm_service_pb2.DeleteVmRequest(force=True, **wish(vm.vm_id)))
+    await it.until_gone(vm.vm_id)
+    with pytest.raises(ProcessLookupError):
+        os.kill(vm.vmm_pid, 0)
+
+
+async def test_watchers_are_told_that_the_hypervisor_stops(it: Node) -> None:
+    """A stop ends streams with NODE_SHUTTING_DOWN, at once and not after the grace of calls that run."""
+    watch = it.vms.WatchVms(vm_service_pb2.WatchVmsRequest())
+    assert (await anext(watch)).bookmark.caught_up
+    assert it.process is not None
+    it.process.send_signal(signal.SIGTERM)
+    with pytest.raises(MeshError) as ended:
+        await anext(watch)
+    assert ended.value.reason == "NODE_SHUTTING_DOWN"
+    assert await it.ended() == 0
+
+
 async def test_a_draining_node_takes_nothing_new(it: Node) -> None:
     """While it drains a node refuses VMs and starts, keeps what runs, and takes them again afterwards."""
     vm = await it.running()

@@ -30,6 +30,7 @@ from cellmesh.hypervisor.reconciler.probes import probes
 from cellmesh.hypervisor.servicers.container_service import ContainerServicer
 from cellmesh.hypervisor.servicers.event_service import EventServicer
 from cellmesh.hypervisor.servicers.node_service import NodeServicer
+from cellmesh.hypervisor.servicers.shutdown import Shutdown
 from cellmesh.hypervisor.servicers.vm_service import VmServicer
 from cellmesh.hypervisor.servicers.watches import Watches
 from cellmesh.hypervisor.settings import HypervisorSettings
@@ -62,13 +63,15 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
         log, reconciler = Log(store), Reconciler(world)
         async with store.reading() as reading:
             signer = TokenSigner((await reading.node()).token_key)
-        server = MeshServer(_services(world, guests, log, reconciler, signer))
+        shutdown = Shutdown()
+        server = MeshServer(_services(world, guests, log, reconciler, signer, shutdown))
         _listen(settings, server)
         await stack.enter_async_context(_running(log, reconciler))
         await server.start()
         try:
             yield
         finally:
+            shutdown.begin()
             await server.stop(settings.stop_grace.total_seconds())
 
 
@@ -111,9 +114,10 @@ def _services(
     log: Log,
     reconciler: Reconciler,
     signer: TokenSigner,
+    shutdown: Shutdown,
 ) -> list[Register]:
     """Return the services of the node, ready to be added to servers."""
-    watches, pages = Watches(log, signer), PageTokens(signer)
+    watches, pages = Watches(log, signer, shutdown=shutdown), PageTokens(signer)
     vms = Vms(
         store=world.store,
         images=world.images,
@@ -136,7 +140,8 @@ def _services(
             VmServicer(vms, watches=watches, pages=pages, probes=probes(world, guests.claims)),
         ),
         functools.partial(
-            container_service_pb2_grpc.add_ContainerServiceServicer_to_server, ContainerServicer(containers, guests)
+            container_service_pb2_grpc.add_ContainerServiceServicer_to_server,
+            ContainerServicer(containers, guests, shutdown=shutdown),
         ),
         functools.partial(
             event_service_pb2_grpc.add_EventServiceServicer_to_server, EventServicer(log, watches=watches, pages=pages)

@@ -11,37 +11,43 @@ from cellmesh.hypervisor.guest.client import GuestClient
 from cellmesh.hypervisor.lifecycle.containers import Containers
 from cellmesh.hypervisor.servicers import decode, encode
 from cellmesh.hypervisor.servicers.frames import Frames, opening_expected
+from cellmesh.hypervisor.servicers.shutdown import Shutdown
 from cellmesh.mesh.interceptor import Context
 
 
 class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
     """Decodes, asks the containers or their guest, encodes."""
 
-    def __init__(self, containers: Containers, guests: GuestClient) -> None:
+    def __init__(self, containers: Containers, guests: GuestClient, *, shutdown: Shutdown) -> None:
         self._containers = containers
         self._guests = guests
+        self._shutdown = shutdown
 
     async def StartContainer(
         self, request: container_service_pb2.StartContainerRequest, _: Context
     ) -> container_service_pb2.StartContainerResponse:
         """Want a container to run and wait until it does."""
-        container = await self._containers.start(
-            decode.intent(request), request.vm_id, request.container_name, decode.container_spec(request.spec)
-        )
+        spec = decode.container_spec(request.spec)
+        async with self._shutdown.ends():
+            container = await self._containers.start(
+                decode.intent(request), request.vm_id, request.container_name, spec
+            )
         return container_service_pb2.StartContainerResponse(container=encode.container(container))
 
     async def StopContainer(
         self, request: container_service_pb2.StopContainerRequest, _: Context
     ) -> container_service_pb2.StopContainerResponse:
         """Want a container stopped and wait until it is."""
-        container = await self._containers.stop(decode.intent(request), request.vm_id, request.container_name)
+        async with self._shutdown.ends():
+            container = await self._containers.stop(decode.intent(request), request.vm_id, request.container_name)
         return container_service_pb2.StopContainerResponse(container=encode.container(container))
 
     async def RestartContainer(
         self, request: container_service_pb2.RestartContainerRequest, _: Context
     ) -> container_service_pb2.RestartContainerResponse:
         """Start a container again as it was."""
-        container = await self._containers.restart(decode.intent(request), request.vm_id, request.container_name)
+        async with self._shutdown.ends():
+            container = await self._containers.restart(decode.intent(request), request.vm_id, request.container_name)
         return container_service_pb2.RestartContainerResponse(container=encode.container(container))
 
     async def GetContainer(
@@ -70,7 +76,7 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
         vm = await self._containers.running_vm(opened.vm_id, opened.container_name)
         frames = Frames(first.input, request_iterator)
         answers = self._guests.exec(vm.vm_id, vm.epoch, opened.container_name, frames.each())
-        async with aclosing(answers):
+        async with self._shutdown.ends(), aclosing(answers):
             async for output in answers:
                 frames.check()
                 yield container_service_pb2.ExecResponse(output=output)
@@ -87,7 +93,7 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
             offset=request.offset,
             follow=request.follow,
         )
-        async with aclosing(self._guests.logs(vm.vm_id, vm.epoch, wanted)) as answers:
+        async with self._shutdown.ends(), aclosing(self._guests.logs(vm.vm_id, vm.epoch, wanted)) as answers:
             async for answer in answers:
                 yield container_service_pb2.StreamLogsResponse(
                     generation=answer.generation,

@@ -11,6 +11,7 @@ from cellmesh.api.hypervisor.v1 import event_service_pb2, vm_service_pb2
 from cellmesh.hypervisor.domain.event import Entry
 from cellmesh.hypervisor.lifecycle.log import Log
 from cellmesh.hypervisor.servicers import encode
+from cellmesh.hypervisor.servicers.shutdown import Shutdown
 from cellmesh.mesh.tokens import TokenSigner
 from cellmesh.mesh.watch import HEARTBEAT, Bookmark, Change, ResumeTokens, follow
 
@@ -18,8 +19,9 @@ from cellmesh.mesh.watch import HEARTBEAT, Bookmark, Change, ResumeTokens, follo
 class Watches:
     """Makes the streams of WatchVms and WatchEvents."""
 
-    def __init__(self, log: Log, signer: TokenSigner) -> None:
+    def __init__(self, log: Log, signer: TokenSigner, *, shutdown: Shutdown) -> None:
         self._log = log
+        self._shutdown = shutdown
         self._vm_tokens = ResumeTokens(signer, "vms")
         self._event_tokens = ResumeTokens(signer, "events")
 
@@ -37,7 +39,7 @@ class Watches:
         def wanted(entry: Entry) -> bool:
             return entry.vm is not None and vm_id in ("", entry.vm.vm_id)
 
-        async with aclosing(_followed(self._log, position, wanted)) as changes:
+        async with self._shutdown.ends(), aclosing(_followed(self._log, position, wanted)) as changes:
             async for change in changes:
                 answer = vm_service_pb2.WatchVmsResponse(resume_token=self._vm_tokens.encode(change.position, vm_id))
                 if isinstance(change, Bookmark):
@@ -64,7 +66,7 @@ class Watches:
         yield event_service_pb2.WatchEventsResponse(
             bookmark=event_service_pb2.WatchEventsResponse.Bookmark(), resume_token=first
         )
-        async with aclosing(_followed(self._log, position, wanted)) as changes:
+        async with self._shutdown.ends(), aclosing(_followed(self._log, position, wanted)) as changes:
             async for change in changes:
                 answer = event_service_pb2.WatchEventsResponse(
                     resume_token=self._event_tokens.encode(change.position, vm_id)
