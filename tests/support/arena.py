@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from cellmesh.api.hypervisor.v1 import event_pb2, vm_pb2, vm_service_pb2
 from simulator import Hub
@@ -16,6 +19,8 @@ from support.node import Node, node, short_directory
 from support.witness import Witness, watching
 
 NAME = "sandbox-live"
+ALL_ATTACKS_BYTES = 48 << 20
+"""What all attacks of a module together may leave behind in the hypervisor: nothing adds up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,12 @@ class Arena:
         return [event.agent_misbehaved for event in events if event.HasField("agent_misbehaved")]
 
 
+def memory(it: Node) -> int:
+    """Return the resident bytes of a node's hypervisor, or of this process if it runs here."""
+    pid = it.process.pid if it.process is not None else os.getpid()
+    return int(psutil.Process(pid).memory_info().rss)
+
+
 @asynccontextmanager
 async def fighting(run: Callable[[Path, Path], AbstractAsyncContextManager[Node]] = node) -> AsyncIterator[Arena]:
     """Run a node on simulated VMs, one of them a good neighbour; with `node_here` it can be tampered with."""
@@ -77,4 +88,6 @@ async def fighting(run: Callable[[Path, Path], AbstractAsyncContextManager[Node]
         async with Hub(directory / "hub", guest=HostileGuest) as hub, run(directory, hub.binary) as it:
             neighbour = await it.running()
             await it.start_container(neighbour.vm_id, image, name=NAME)
+            before = memory(it)
             yield Arena(it=it, hub=hub, image=image, neighbour=neighbour.vm_id)
+            assert memory(it) - before < ALL_ATTACKS_BYTES

@@ -76,6 +76,8 @@ async def call(
             answers += 1
             if answers == most:
                 made.cancel()
+                # gRPC's own thread waits for the end of every call; so does whoever ends it.
+                await made.code()
                 break
     except grpc.aio.AioRpcError as error:
         return _outcome(error, answers)

@@ -15,8 +15,8 @@ from cellmesh.mesh.errors import MeshError
 
 HEALTH_SECONDS = 5.0
 """The contract's own deadline of CheckVmHealth."""
-MEMORY_BYTES = 48 << 20
-"""What one guest may make the hypervisor grow by: its buffers are bounded, so no attack may cost more for long."""
+MEMORY_BYTES = 24 << 20
+"""What one attack may make the hypervisor grow by; the worst was seen to take 10 MiB."""
 _PAUSE = 0.05
 
 
