@@ -201,15 +201,15 @@ class Node:
         self, vm_id: str, name: str, state: common_container_pb2.ContainerState
     ) -> container_pb2.Container:
         """Ask for a container until it is in a state; return it."""
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(self.patience):
             while (container := await self.container(vm_id, name)).status.state != state:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)  # it is another process that changes it
         return container
 
     async def running(self, **spec: object) -> vm_pb2.Vm:
-        """Create a VM and return it once it runs."""
+        """Create a VM and return it once it runs; its Hello may be stored before the id of its process."""
         vm = await self.create(**spec)
-        return await self.until(vm.vm_id, vm_pb2.VM_STATE_RUNNING)
+        return await self.until_vm(vm.vm_id, lambda now: now.state == vm_pb2.VM_STATE_RUNNING and now.vmm_pid > 0)
 
     async def start_container(
         self, vm_id: str, image: str, name: str = "app", **spec: object

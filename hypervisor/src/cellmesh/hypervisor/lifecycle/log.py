@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+
+import structlog
 
 from cellmesh.hypervisor.domain.event import Entry
 from cellmesh.hypervisor.domain.vm import Vm
@@ -10,7 +13,9 @@ from cellmesh.hypervisor.store import Store
 from cellmesh.hypervisor.store.changes import ALL
 from cellmesh.mesh.watch import Change, Hub
 
+_log = structlog.get_logger()
 _PAGE = 256
+_PAUSE = 1.0
 # Entries are shared by all watchers; a queue holds references, so room for a burst of a full node costs little.
 _QUEUE = 8192
 
@@ -57,8 +62,19 @@ class Log:
             position = await self.newest()
             while True:
                 changed.clear()
-                while changes := await self.after(position, _PAGE):
-                    for change in changes:
-                        self.hub.publish(change)
-                        position = change.position
+                try:
+                    position = await self._publish(position)
+                except Exception as error:
+                    # Watchers are late then, and lose nothing: the next look begins where this one did.
+                    _log.error("log.relay_failed", again_in_s=_PAUSE, exc_info=error)
+                    await asyncio.sleep(_PAUSE)
+                    continue
                 await changed.wait()
+
+    async def _publish(self, position: int) -> int:
+        """Publish what was committed after a position; return the newest there is."""
+        while changes := await self.after(position, _PAGE):
+            for change in changes:
+                self.hub.publish(change)
+                position = change.position
+        return position

@@ -20,7 +20,7 @@ from cellmesh.hypervisor.reconciler import outcomes
 from cellmesh.hypervisor.reconciler.world import World
 from cellmesh.hypervisor.vmm import Disk, Handle, VmmError
 from cellmesh.image import ImageError
-from cellmesh.mesh.errors import MeshError
+from cellmesh.mesh.errors import InternalError, MeshError
 
 _SERIAL_DIGITS = 20
 _LONGEST_WAIT = 30.0
@@ -76,12 +76,13 @@ class ContainerReconciler:
             else:
                 await self._stop(container)
             attempts.forget(container.vm_id, container.name)
-        except (MeshError, VmmError, OSError) as error:
+        except Exception as error:
+            # Whatever it is, it must not end the keeper of the VM; who waits is told, and it is tried again.
             failures = attempts.count(container.vm_id, container.name, container.generation)
             self._not_before[container.name] = time.monotonic() + min(2.0**failures, _LONGEST_WAIT)
-            reported = error if isinstance(error, MeshError) else _not_attached(container, error)
+            reported = error if isinstance(error, MeshError) else _told(container, error)
             attempts.failed(container.vm_id, container.name, container.generation, reported)
-            _log.warning("container.try_failed", vm_id=container.vm_id, container=container.name, error=str(error))
+            _log.warning("container.try_failed", vm_id=container.vm_id, container=container.name, exc_info=error)
         finally:
             del self._tries[container.name]
             self._world.store.changes.notify({container.vm_id})
@@ -125,7 +126,9 @@ class ContainerReconciler:
                 self._attached.add(digest)
 
 
-def _not_attached(container: Container, error: Exception) -> MeshError:
+def _told(container: Container, error: Exception) -> MeshError:
+    if not isinstance(error, (VmmError, OSError)):
+        return InternalError(f"Container {container.name} could not be started by a fault of ours; it is tried again.")
     return GuestUnreachable(
         f"VM {container.vm_id} did not take the disk of container {container.name} ({error}); it is tried again."
     )

@@ -42,7 +42,14 @@ class Reconciler:
             ready.set()
             while True:
                 await asyncio.sleep(_UPKEEP.total_seconds())
-                await self._world.store.maintain()
+                await self._maintain()
+
+    async def _maintain(self) -> None:
+        try:
+            await self._world.store.maintain()
+        except Exception as error:
+            # A full disk may have room again in a minute; VMs and readers do not need what was not done.
+            _log.error("store.upkeep_failed", exc_info=error)
 
     def follow(self, vm_id: VmId) -> None:
         """Begin to keep a VM."""

@@ -17,7 +17,7 @@ from cellmesh.hypervisor.reconciler.containers import ContainerReconciler
 from cellmesh.hypervisor.reconciler.launch import StartFailed, attached_at_boot, launch
 from cellmesh.hypervisor.reconciler.stop import agent_grace, kill_whatever_runs, stop
 from cellmesh.hypervisor.reconciler.world import World
-from cellmesh.hypervisor.vmm import Doubtful, Exit, Gone, Handle, Running, VmmError
+from cellmesh.hypervisor.vmm import Doubtful, Exit, Gone, Handle, Running
 from cellmesh.mesh.errors import MeshError
 
 _UP = frozenset({VmState.STARTING, VmState.RUNNING})
@@ -57,7 +57,8 @@ class VmReconciler:
                         failures = 0
                     except _Over:
                         break
-                    except (MeshError, VmmError, OSError) as error:
+                    except Exception as error:
+                        # Whatever it is, a full disk or a fault of ours, it must not end the keepers of other VMs.
                         failures += 1
                         pause = min(_FIRST_PAUSE * 2.0 ** min(failures, 10), _LONGEST_PAUSE)
                         _log.error("vm.step_failed", vm_id=self._vm_id, again_in_s=pause, exc_info=error)
