@@ -17,7 +17,7 @@ from cellmesh.api.hypervisor.v1 import container_service_pb2, vm_service_pb2
 from cellmesh.mesh.errors import MeshError
 from support import hostile_guest as hostile
 from support.arena import NAME, Arena, Target
-from support.hostile_guest import Bytes, Lie, refusing, saying, saying_for_ever
+from support.hostile_guest import Bytes, Lie, refusing, saying, saying_for_ever, saying_late
 
 pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="module")]
 
@@ -151,6 +151,7 @@ LIES: dict[str, tuple[Ask, Lie, set[str]]] = {
         {"CONTAINER_NOT_RUNNING"},
     ),
     "silence": (ask_stats, hostile.silence, LATE),
+    "an answer after the deadline": (ask_stats, saying_late(stats(), seconds=2 * SECONDS), LATE),
     "silence in a stream": (ask_logs, hostile.silence, LATE),
     "an unknown state": (ask_start, saying(status(state=99)), MISBEHAVED),
     "another container": (ask_start, saying(status(container_name="ghost")), MISBEHAVED),

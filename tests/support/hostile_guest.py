@@ -92,6 +92,16 @@ def refusing(code: grpc.StatusCode, message: str, *, details: bytes = b"") -> Li
     return lie
 
 
+def saying_late(answer: bytes, *, seconds: float) -> Lie:
+    """Answer with these bytes when the caller has long given up."""
+
+    async def lie(_: Requests, __: Context) -> AsyncIterator[bytes]:
+        await asyncio.sleep(seconds)
+        yield answer
+
+    return lie
+
+
 async def silence(_: Requests, __: Context) -> AsyncIterator[bytes]:
     """Never answer."""
     await asyncio.get_running_loop().create_future()
