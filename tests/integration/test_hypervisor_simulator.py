@@ -202,6 +202,19 @@ async def test_a_refused_boot_is_tried_again(it: Node, hub: Hub, point: str) -> 
     await it.until(vm.vm_id, vm_pb2.VM_STATE_RUNNING, epoch=2)
 
 
+async def test_an_image_that_is_gone_is_named(it: Node, place: Path) -> None:
+    """A VM whose image was removed is tried, says which image it misses, and starts when the image is back."""
+    vm = await it.running()
+    await stop(it, vm.vm_id)
+    image = place / "state" / "images" / vm.spec.guest_image.removeprefix("sha256:")
+    image.rename(place / "elsewhere")
+    await it.vms.StartVm(vm_service_pb2.StartVmRequest(**wish(vm.vm_id)))
+    missing = await it.until_vm(vm.vm_id, lambda now: now.reason == "IMAGE_MISSING")
+    assert vm.spec.guest_image in missing.message
+    (place / "elsewhere").rename(image)
+    await it.until(vm.vm_id, vm_pb2.VM_STATE_RUNNING)
+
+
 async def test_a_guest_that_boots_again_by_itself_is_not_believed(it: Node, hub: Hub) -> None:
     """Another boot in the same epoch ends it; the next epoch has one boot again."""
     vm = await it.running()

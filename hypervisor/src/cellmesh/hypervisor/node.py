@@ -71,7 +71,7 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            shutdown.begin()
+            await shutdown.begin()
             await server.stop(settings.stop_grace.total_seconds())
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from cellmesh.hypervisor.domain.errors import NodeShuttingDown
+
+_PATIENCE = 1.0
 
 
 class Shutdown:
@@ -15,13 +17,20 @@ class Shutdown:
     def __init__(self) -> None:
         self._begun = False
         self._open: set[asyncio.Timeout] = set()
+        self._left = asyncio.Event()
 
-    def begin(self) -> None:
-        """End what is entered now and whatever is entered later."""
+    async def begin(self) -> None:
+        """End what is entered now and whatever is entered later; return once all of it has ended, or soon after."""
         self._begun = True
         now = asyncio.get_running_loop().time()
         for limit in self._open:
             limit.reschedule(now)
+        # Connections are closed next; who is on one should have heard why by then.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while self._open:
+                    self._left.clear()
+                    await self._left.wait()
 
     @asynccontextmanager
     async def ends(self) -> AsyncIterator[None]:
@@ -39,3 +48,4 @@ class Shutdown:
             raise NodeShuttingDown from None
         finally:
             self._open.discard(limit)
+            self._left.set()
