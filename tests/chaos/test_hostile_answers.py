@@ -169,12 +169,13 @@ LIES: dict[str, tuple[Ask, Lie, set[str]]] = {
     "an empty frame": (ask_exec, saying(b""), MISBEHAVED),
     "no frame at all": (ask_exec, saying(b"\xff" * 64), MISBEHAVED),
 }
+# Whether a connection broke or was never one depends on how far it got.
 WIRES: dict[str, tuple[Bytes, set[str]]] = {
     "nothing": (hostile.deaf, LATE),
     "a closed door": (hostile.gone, UNREACHABLE),
-    "what is no HTTP/2": (hostile.garbage, UNREACHABLE),
+    "what is no HTTP/2": (hostile.garbage, UNREACHABLE | MISBEHAVED),
     "one byte a second": (hostile.dripping, LATE),
-    "frames of 16 MiB": (hostile.huge_frames, UNREACHABLE),
+    "frames of 16 MiB": (hostile.huge_frames, UNREACHABLE | MISBEHAVED),
 }
 
 
