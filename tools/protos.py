@@ -121,7 +121,8 @@ def _protoc(scratch: Path, *arguments: str) -> None:
     """Run protoc with the well-known types and, as a descriptor, buf/validate: no wheel carries its source."""
     deps = scratch / "deps.binpb"
     validate = importlib.import_module("protovalidate._gen.buf.validate.validate_pb")
-    file = descriptor_pb2.FileDescriptorProto.FromString(validate._DESC.proto.to_binary())
+    source = validate._DESC.proto.to_binary()  # noqa: SLF001  # the only descriptor of it in any wheel
+    file = descriptor_pb2.FileDescriptorProto.FromString(source)
     known = [descriptor_pb2.DESCRIPTOR, duration_pb2.DESCRIPTOR, timestamp_pb2.DESCRIPTOR, field_mask_pb2.DESCRIPTOR]
     deps.write_bytes(
         descriptor_pb2.FileDescriptorSet(
