@@ -39,13 +39,18 @@ def boot_id() -> str:
 
 def start_ticks(pid: int) -> int | None:
     """Return when a live process started, in clock ticks since boot; None if there is none or it is a zombie."""
+    fields = _fields(pid)
+    return None if fields is None or fields[0] in "ZX" else int(fields[19])
+
+
+def _fields(pid: int) -> list[str] | None:
+    """Return what /proc says of a process from its state on."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name in parentheses may hold anything, so fields are counted from the last closing one.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+    return stat.rpartition(")")[2].split()
 
 
 def is_alive(pid: int, ticks: int) -> bool:
@@ -121,7 +126,9 @@ async def wait(pid: int, ticks: int, *, seconds: float | None = None) -> bool:
     except ProcessLookupError:
         return True
     try:
-        if not is_alive(pid, ticks):
+        # A zombie may have threads that still die and hold its files; the pidfd waits for the last of them.
+        fields = _fields(pid)
+        if fields is None or int(fields[19]) != ticks:
             return True
         async with asyncio.timeout(seconds):
             await _readable(fd)
