@@ -125,7 +125,7 @@ async def test_the_mirror_shows_what_was_committed(store: Store, tmp_path: Path)
 
 async def test_watchers_hear_every_commit_once_and_in_order(store: Store) -> None:
     """A relay under many concurrent writers leaves no entry out and tells none twice."""
-    log = Log(store)
+    log = await Log.opened(store)
     writers, each = 8, 10
 
     async def write() -> None:
@@ -154,7 +154,7 @@ async def test_a_token_older_than_what_is_kept_is_refused(store: Store) -> None:
             await tx.add_vm(make_vm())
     async with store.transaction() as tx:
         await tx.prune(keep_entries=2, answers_before=tx.now)
-    log = Log(store)
+    log = await Log.opened(store)
     with pytest.raises(ResumeTokenExpired):
         await anext(follow(log.hub, log, 2))
     first = await anext(follow(log.hub, log, 3))

@@ -60,7 +60,7 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
         world, listeners, guests = _world(settings, store)
         stack.push_async_callback(guests.close)
         stack.push_async_callback(listeners.close_all)
-        log, reconciler = Log(store), Reconciler(world)
+        log, reconciler = await Log.opened(store), Reconciler(world)
         async with store.reading() as reading:
             signer = TokenSigner((await reading.node()).token_key)
         shutdown = Shutdown()

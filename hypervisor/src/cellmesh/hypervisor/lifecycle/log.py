@@ -21,11 +21,19 @@ _QUEUE = 8192
 
 
 class Log:
-    """The history of the node, and the hub its watchers listen to."""
+    """The history of the node, and the hub its watchers listen to. Open it with `Log.opened`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, published: int) -> None:
         self._store = store
+        # Known before anybody can watch: a relay that found out for itself would leave out what was committed meanwhile.
+        self._published = published
         self.hub: Hub[Entry] = Hub(queue_size=_QUEUE)
+
+    @classmethod
+    async def opened(cls, store: Store) -> Log:
+        """Return the log of a store; what is there now is history, and what comes after will be news."""
+        async with store.reading() as reading:
+            return cls(store, published=await reading.last_sequence())
 
     async def oldest(self) -> int:
         """Return the position of the oldest entry that may still be kept."""
@@ -59,11 +67,10 @@ class Log:
         What is published is read from the table, in its order, so that no commit can be overtaken or left out.
         """
         with self._store.changes.watched(ALL) as changed:
-            position = await self.newest()
             while True:
                 changed.clear()
                 try:
-                    position = await self._publish(position)
+                    await self._publish()
                 except Exception as error:
                     # Watchers are late then, and lose nothing: the next look begins where this one did.
                     _log.error("log.relay_failed", again_in_s=_PAUSE, exc_info=error)
@@ -71,10 +78,9 @@ class Log:
                     continue
                 await changed.wait()
 
-    async def _publish(self, position: int) -> int:
-        """Publish what was committed after a position; return the newest there is."""
-        while changes := await self.after(position, _PAGE):
+    async def _publish(self) -> None:
+        """Publish what was committed since the last look."""
+        while changes := await self.after(self._published, _PAGE):
             for change in changes:
                 self.hub.publish(change)
-                position = change.position
-        return position
+                self._published = change.position
