@@ -69,7 +69,7 @@ async def test_a_container_killed_for_memory_says_so(cell: Cell) -> None:
 
 
 async def test_a_fork_bomb_harms_only_itself(cell: Cell) -> None:
-    """Prove that a fork bomb stays within its limit, that its siblings answer meanwhile, and that a stop ends it all."""
+    """Prove that a fork bomb stays within its limit, that siblings answer meanwhile, and that a stop ends it all."""
     limits = container_pb2.ContainerResources(pids=40)
     async with cell.running("bomb", "python3", "-c", walls.BOMB, resources=limits), asyncio.timeout(SLOW * 4):
         while (used := await stats(cell, "bomb")).pids_refused < 3:
@@ -193,12 +193,9 @@ async def test_a_stopped_container_keeps_its_files_and_gets_a_new_generation(cel
             await stream.read()
             await stream.read_until(b"up\n")
             assert (await cell.stop("lasting")).state == STOPPED
-            while not (answer := await stream.read()).HasField("exited"):
-                pass
-        assert answer.exited == exec_pb2.ExecExited(exit_code=137, stdout_length=3)
+            exited = await stream.read_exited()
+        assert exited == exec_pb2.ExecExited(exit_code=137, stdout_length=3)
     async with cell.running("lasting", *FOREVER) as box:
-        assert (
-            await box.shell("cat /tmp/file; cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c 87654 || true")
-            == "kept\n0"
-        )
+        assert await box.shell("cat /tmp/file") == "kept"
+        assert (await stats(cell, "lasting")).pids == 1
         assert (await cell.until("lasting", lambda _: True)).generation == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
+import sys
 
 import pytest
 
@@ -12,6 +13,7 @@ from cellmesh.api.common.v1 import exec_pb2
 from cellmesh.mesh.errors import MeshError
 from support.cell import Cell
 from support.commands import ExecStream
+from support.terminal import on_terminal
 
 pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module")]
 
@@ -19,9 +21,14 @@ HUNDRED_MB = 100_000_000
 LINES = 150_000
 
 
+def noise(size: int) -> bytes:
+    """Return bytes without a pattern, the same each time."""
+    return random.Random(size).randbytes(size)  # noqa: S311  # nothing here is a secret
+
+
 async def test_a_hundred_megabytes_go_in_and_come_out(cell: Cell) -> None:
     """Prove that standard input and output carry 100 MB each, byte for byte."""
-    data = random.Random(100).randbytes(HUNDRED_MB)
+    data = noise(HUNDRED_MB)
     ended = await cell.live.run("cat", stdin=data)
     assert (ended.exit_code, len(ended.stdout)) == (0, HUNDRED_MB)
     assert hashlib.sha256(ended.stdout).digest() == hashlib.sha256(data).digest()
@@ -46,7 +53,7 @@ async def test_output_resumes_where_a_broken_stream_left_it(cell: Cell) -> None:
 
 async def test_input_resumes_where_a_broken_stream_left_it(cell: Cell) -> None:
     """Prove that input sent again after a break is not taken twice, and that the answer says from where to send."""
-    data = random.Random(7).randbytes(300_000)
+    data = noise(300_000)
     opening = cell.dev.opening("sha256sum")
     async with ExecStream(cell.it, opening) as stream:
         await stream.read()
@@ -84,10 +91,7 @@ async def test_a_later_stream_takes_a_command_over(cell: Cell) -> None:
             assert gone.value.reason == "EXEC_OFFSET_GONE"
             second.send(stdin=exec_pb2.ExecStdin(data=b"second\n", eof=True))
             assert await second.read_output(7) == b"second\n"
-            exited = await second.read()
-            while not exited.HasField("exited"):
-                exited = await second.read()
-            assert (exited.exited.exit_code, exited.exited.stdout_length) == (0, 13)
+            assert await second.read_exited() == exec_pb2.ExecExited(stdout_length=13)
 
 
 async def test_a_terminal_has_the_size_it_is_told(cell: Cell) -> None:
@@ -100,9 +104,26 @@ async def test_a_terminal_has_the_size_it_is_told(cell: Cell) -> None:
         stream.send(resize=exec_pb2.TerminalSize(rows=44, columns=202))
         await stream.read_until(b"44 202\r\n")
         stream.send(stdin=exec_pb2.ExecStdin(data=b"\x03"))
-        while not (answer := await stream.read()).HasField("exited"):
-            pass
-        assert answer.exited.exit_code == 42
+        assert (await stream.read_exited()).exit_code == 42
+
+
+async def test_a_person_works_in_a_shell(cell: Cell) -> None:
+    """Prove that `cellmesh exec -it` is a terminal: keys, window, Ctrl-C, exit code, and the person's own restored."""
+    command = (sys.executable, "-m", "cellmesh.cli", "exec", "-it", f"{cell.vm_id}/sandbox-dev", "--", "sh")
+    async with on_terminal(*command, environment=cell.it.environment(), rows=30, columns=90) as terminal:
+        before = terminal.modes
+        await terminal.read_until(b"$ ")
+        assert terminal.modes != before
+        terminal.type(b"stty size\r")
+        await terminal.read_until(b"30 90\r\n")
+        terminal.resize(40, 120)
+        terminal.type(b"until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done; echo $((6 * 7)); sleep 86400\r")
+        await terminal.read_until(b"\r\n42\r\n")
+        terminal.type(b"\x03")
+        await terminal.read_until(b"$ ")
+        terminal.type(b"exit 7\r")
+        assert await terminal.ended() == 7
+        assert terminal.modes == before
 
 
 async def test_a_command_ends_as_it_would_here(cell: Cell) -> None:
@@ -116,9 +137,7 @@ async def test_a_command_ends_as_it_would_here(cell: Cell) -> None:
         await stream.read()
         await stream.read_until(b"up\n")
         stream.send(signal=exec_pb2.ExecSignal(number=signal.SIGTERM))
-        while not (answer := await stream.read()).HasField("exited"):
-            pass
-        assert answer.exited.exit_code == 128 + signal.SIGTERM
+        assert (await stream.read_exited()).exit_code == 128 + signal.SIGTERM
 
 
 async def test_a_command_that_cannot_run_says_why(cell: Cell) -> None:
@@ -152,6 +171,5 @@ async def test_a_command_is_never_run_twice(cell: Cell) -> None:
     async with ExecStream(cell.it, opening) as stream:
         await stream.read()
         stream.send(stdin=exec_pb2.ExecStdin(data=b"\n", eof=True))
-        while not (answer := await stream.read()).HasField("exited"):
-            pass
+        await stream.read_exited()
     assert await cell.dev.shell("cat /tmp/runs") == "run"

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from cellmesh.api.common.v1 import exec_pb2
 from cellmesh.api.hypervisor.v1 import container_service_pb2
@@ -43,13 +43,13 @@ class Box:
     vm_id: str
     name: str
 
-    def opening(self, *argv: str, **fields: object) -> exec_pb2.ExecOpen:
+    def opening(self, *argv: str, **fields: Any) -> exec_pb2.ExecOpen:
         """Return the first frame of a new command."""
         return exec_pb2.ExecOpen(
             vm_id=self.vm_id, container_name=self.name, exec_id=str(uuid.uuid4()), argv=argv, **fields
         )
 
-    async def run(self, *argv: str, stdin: bytes = b"", **fields: object) -> Ended:
+    async def run(self, *argv: str, stdin: bytes = b"", **fields: Any) -> Ended:
         """Run a command to its end, as `cellmesh exec` does."""
         outputs = {1: bytearray(), 2: bytearray()}
 
@@ -95,10 +95,9 @@ class ExecStream:
     """One stream of a command; leaving it breaks it, whatever the command is doing."""
 
     def __init__(self, node: Node, opening: exec_pb2.ExecOpen) -> None:
-        self._frames: asyncio.Queue[exec_pb2.ExecInput] = asyncio.Queue()
+        self._frames: asyncio.Queue[exec_pb2.ExecInput | None] = asyncio.Queue()
         self._frames.put_nowait(exec_pb2.ExecInput(open=opening))
         self._call = node.containers.Exec(self._requests(), timeout=SECONDS)
-        self._answers = aiter(self._call)
 
     async def __aenter__(self) -> Self:
         """Give the stream; its first answer is still to come."""
@@ -108,16 +107,17 @@ class ExecStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Break it."""
-        self._call.cancel()
+        self._frames.put_nowait(None)
+        await self._call.aclose()
 
-    def send(self, **frame: object) -> None:
+    def send(self, **frame: Any) -> None:
         """Send a frame, such as `ack=ExecAck(…)`."""
         self._frames.put_nowait(exec_pb2.ExecInput(**frame))
 
     async def read(self) -> exec_pb2.ExecOutput:
         """Return the next answer; raises MeshError if there is an error in its place."""
         async with asyncio.timeout(SECONDS):
-            answer: container_service_pb2.ExecResponse = await anext(self._answers)
+            answer: container_service_pb2.ExecResponse = await anext(self._call)
         return answer.output
 
     async def read_output(self, count: int) -> bytes:
@@ -136,6 +136,12 @@ class ExecStream:
             data += await self.read_output(1)
         return data
 
+    async def read_exited(self) -> exec_pb2.ExecExited:
+        """Pass over what comes before the end and return how the command ended."""
+        while not (answer := await self.read()).HasField("exited"):
+            pass
+        return answer.exited
+
     async def _requests(self) -> AsyncIterator[container_service_pb2.ExecRequest]:
-        while True:
-            yield container_service_pb2.ExecRequest(input=await self._frames.get())
+        while (frame := await self._frames.get()) is not None:
+            yield container_service_pb2.ExecRequest(input=frame)

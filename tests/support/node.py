@@ -181,16 +181,19 @@ class Node:
         raise AssertionError("the watch ended")
 
     async def until_gone(self, vm_id: str) -> None:
-        """Follow a VM until it is deleted."""
-        try:
-            await self.until(vm_id, vm_pb2.VM_STATE_DELETED)
-        except AssertionError:
-            if await self._exists(vm_id):
-                raise
-
-    async def _exists(self, vm_id: str) -> bool:
-        listed = await self.vms.ListVms(vm_service_pb2.ListVmsRequest())
-        return vm_id in {vm.vm_id for vm in listed.vms}
+        """Follow a VM until it is deleted; one that is gone already is fine."""
+        is_there = caught_up = False
+        async with asyncio.timeout(self.patience):
+            watch = self.vms.WatchVms(vm_service_pb2.WatchVmsRequest(vm_id=vm_id))
+            try:
+                async for answer in watch:
+                    if answer.HasField("vm"):
+                        is_there = answer.vm.state != vm_pb2.VM_STATE_DELETED
+                    caught_up = caught_up or answer.bookmark.caught_up
+                    if caught_up and not is_there:
+                        return
+            finally:
+                watch.cancel()
 
     async def container(self, vm_id: str, name: str = "app") -> container_pb2.Container:
         """Return a container."""

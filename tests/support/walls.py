@@ -97,12 +97,8 @@ print(json.dumps(told))
 """
 """What came of writing where a container's limits and the kernel's settings are; and the readable bytes of kcore."""
 
-HOG = """
-kept = []
-while True:
-    kept.append(bytearray(b"x") * (4 << 20))
-"""
-"""Takes memory until it is killed."""
+HOG = "b'x' * (400 << 20)"
+"""Takes more memory than any container here may have."""
 
 BOMB = """
 import os, time
