@@ -239,6 +239,9 @@ class VmReconciler:
     async def _listen_again(self, tasks: asyncio.TaskGroup, vm: Vm, handle: Handle) -> None:
         self._world.sessions.begin(vm.vm_id, vm.epoch)
         await self._world.sockets.open(vm.vm_id)
+        if vm.vmm_pid != handle.pid:
+            # We died after starting it and before noting its process.
+            await outcomes.put_pid(self._world, vm.vm_id, vm.epoch, handle.pid)
         # Which disks it has is not remembered: one that is there already is left as it is.
         self._take(tasks, handle, attached=set())
 
