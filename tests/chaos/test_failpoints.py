@@ -17,7 +17,7 @@ from cellmesh.api.hypervisor.v1 import vm_pb2, vm_service_pb2
 from cellmesh.hypervisor import failpoints
 from cellmesh.hypervisor.vmm import sweep
 from cellmesh.hypervisor.vmm.layout import short
-from cellmesh.mesh.errors import MeshError
+from cellmesh.mesh.errors import Code, MeshError
 from simulator import Hub, SimulatedGuest
 from simulator.servicers import GuestServicer
 from support.hollow_images import hollow_container, hollow_guest
@@ -112,27 +112,37 @@ class Life:
         await self._survive(lambda: self._it.until(self.vm_id, state, epoch=epoch))
 
     async def _survive(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Take a step, again after the hypervisor has died and come back."""
+        """Take a step, again after the hypervisor has died and come back, or asked for patience."""
+        async with asyncio.timeout(2 * SECONDS):
+            while True:
+                done = await self._unless_it_dies(step)
+                if done is None:
+                    await self._come_back()
+                elif (error := done.exception()) is None:
+                    return done.result()
+                elif not isinstance(error, MeshError) or error.code is not Code.UNAVAILABLE:
+                    raise error
+                await asyncio.sleep(_PAUSE)
+
+    async def _unless_it_dies(self, step: Callable[[], Awaitable[T]]) -> asyncio.Future[T] | None:
+        """Take a step and return how it ended, or None if the hypervisor died meanwhile."""
         assert self._it.process is not None
         doing = asyncio.ensure_future(step())
         dying = asyncio.ensure_future(self._it.process.wait())
         try:
             await asyncio.wait({doing, dying}, return_when=asyncio.FIRST_COMPLETED)
-            if doing.done() and not doing.exception():
-                return doing.result()
-            async with asyncio.timeout(SECONDS):
-                await dying
-        except TimeoutError:
-            return await doing
+            return doing if doing.done() else None
         finally:
             doing.cancel()
             dying.cancel()
             await asyncio.gather(doing, dying, return_exceptions=True)
+
+    async def _come_back(self) -> None:
+        assert self._it.process is not None
         assert self._it.process.returncode == -signal.SIGKILL, self._it.log.read_text()
         self.deaths += 1
         await self._it.hang_up()
         await self._it.start()
-        return await self._survive(step)
 
 
 @pytest.mark.parametrize("name", failpoints.NAMES)

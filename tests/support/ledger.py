@@ -1,0 +1,106 @@
+"""What a node's database says happened, held against what it says is: each fault a sentence."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from cellmesh.hypervisor.domain.container import Container
+from cellmesh.hypervisor.domain.event import ContainerStateChanged, VmStateChanged
+from cellmesh.hypervisor.domain.vm import TRANSITIONS, Vm, VmState
+from cellmesh.hypervisor.store import payloads, rows
+
+_ALLOWED = {(row.origin, row.target) for row in TRANSITIONS}
+
+
+class Ledger:
+    """Reads a node's database from outside, whether its hypervisor lives or not."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "hypervisor.db"
+
+    def vm(self, vm_id: str) -> Vm | None:
+        """Return the VM as stored, or None."""
+        found = self._rows("SELECT * FROM vms WHERE vm_id = ?", vm_id)
+        return rows.vm_from_row(found[0]) if found else None
+
+    def vm_of_user(self, user_id: str) -> Vm | None:
+        """Return the user's VM as stored, or None."""
+        found = self._rows("SELECT * FROM vms WHERE user_id = ?", user_id)
+        return rows.vm_from_row(found[0]) if found else None
+
+    def containers(self, vm_id: str) -> list[Container]:
+        """Return the containers of a VM as stored."""
+        return [rows.container_from_row(row) for row in self._rows("SELECT * FROM containers WHERE vm_id = ?", vm_id)]
+
+    def faults(self, vm_id: str) -> list[str]:
+        """Say what is wrong with a VM's story."""
+        with closing(self._open()) as connection:
+            connection.execute("BEGIN")  # one moment for both: the hypervisor may be writing
+            stored = _query(connection, "SELECT * FROM vms WHERE vm_id = ?", vm_id)
+            containers = _query(connection, "SELECT * FROM containers WHERE vm_id = ?", vm_id)
+            entries = _query(connection, "SELECT * FROM events WHERE vm_id = ? ORDER BY sequence", vm_id)
+        found = list(_vm_faults(entries, rows.vm_from_row(stored[0]) if stored else None))
+        found += [fault for row in containers for fault in _container_faults(entries, rows.container_from_row(row))]
+        return [f"VM {vm_id}: {fault}" for fault in found]
+
+    def _rows(self, query: str, key: str) -> list[dict[str, Any]]:
+        with closing(self._open()) as connection:
+            return _query(connection, query, key)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        return connection
+
+
+def _query(connection: sqlite3.Connection, query: str, key: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in connection.execute(query, (key,))]
+
+
+def _vm_faults(entries: list[dict[str, Any]], stored: Vm | None) -> Iterator[str]:
+    """Replay the entries of a VM: they must lead, step by step, to what is stored."""
+    state: VmState | None = None
+    last: Vm | None = None
+    for entry in entries:
+        change = payloads.from_json(entry["kind"], entry["payload"]) if entry["kind"] else None
+        if isinstance(change, VmStateChanged):
+            if change.origin is not state:
+                yield f"an event says it came from {change.origin}, the one before left it {state}"
+            if change.origin is not None and (change.origin, change.target) not in _ALLOWED:
+                yield f"it went from {change.origin} to {change.target}"
+            state = change.target
+        if entry["vm"] is None:
+            continue
+        vm = rows.vm_from_json(entry["vm"])
+        if vm.state is not state:
+            yield f"it was {vm.state} when the events said {state}"
+        if last is not None and vm.revision != last.revision + 1:
+            yield f"revision {vm.revision} follows {last.revision}"
+        started = isinstance(change, VmStateChanged) and change.target is VmState.STARTING
+        if vm.epoch != (0 if last is None else last.epoch) + started:
+            yield f"epoch {vm.epoch} follows {0 if last is None else last.epoch} as it becomes {vm.state}"
+        last = vm
+    if stored is None and state is not VmState.DELETED:
+        yield f"it is gone, and its events end with {state}"
+    if stored is not None and stored != last:
+        yield f"stored is {stored}, the log ends with {last}"
+
+
+def _container_faults(entries: list[dict[str, Any]], stored: Container) -> Iterator[str]:
+    state, generation = None, 0
+    for entry in entries:
+        change = payloads.from_json(entry["kind"], entry["payload"]) if entry["kind"] else None
+        if entry["container_name"] != stored.name or not isinstance(change, ContainerStateChanged):
+            continue
+        if change.origin is not state:
+            yield f"container {stored.name} came from {change.origin}, the event before left it {state}"
+        if entry["generation"] < generation:
+            yield f"generation {entry['generation']} of container {stored.name} follows {generation}"
+        state, generation = change.target, entry["generation"]
+    now = (stored.status.state, stored.generation)
+    if (state, generation) != now:
+        yield f"container {stored.name} is {now}, its events end with {(state, generation)}"
