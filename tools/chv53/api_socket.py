@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -57,20 +57,47 @@ def listen(path: Path) -> socket.socket:
 
 
 async def accept_forever(listener: socket.socket, serve: Connection) -> None:
-    """Serve each connection in a task of its own; all of them end with this one."""
+    """Serve each connection in a task of its own until cancelled; all of them, and the listener, end with this."""
     loop = asyncio.get_running_loop()
+    arrived = asyncio.Event()
+    # A task that is cancelled before it first runs closes nothing, so what it was to close is kept here as well.
+    unserved: set[socket.socket] = set()
+    loop.add_reader(listener, arrived.set)
     try:
         async with asyncio.TaskGroup() as group:
             while True:
-                end, _address = await loop.sock_accept(listener)
-                reader, writer = await asyncio.open_connection(sock=end)
-                group.create_task(_serve(serve, reader, writer))
+                await arrived.wait()
+                arrived.clear()
+                for end in _accepted(listener):
+                    unserved.add(end)
+                    group.create_task(_serve(serve, end, unserved))
     finally:
-        loop.remove_reader(listener)  # sock_accept's own clean-up comes later, when the number may be another file's
+        stop_listening(listener)
+        for end in unserved:
+            end.close()
+
+
+def stop_listening(listener: socket.socket) -> None:
+    """Close a listener that a loop may still watch; once closed, its number may soon be another file's."""
+    if listener.fileno() >= 0:
+        asyncio.get_running_loop().remove_reader(listener)
         listener.close()
 
 
-async def _serve(serve: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """Yield the connections that wait now."""
+    while listener.fileno() >= 0:
+        try:
+            end, _address = listener.accept()
+        except BlockingIOError:
+            return
+        end.setblocking(False)  # noqa: FBT003  # the standard library takes it so
+        yield end
+
+
+async def _serve(serve: Connection, end: socket.socket, unserved: set[socket.socket]) -> None:
+    reader, writer = await asyncio.open_connection(sock=end)
+    unserved.discard(end)
     try:
         await serve(reader, writer)
     except (ConnectionError, asyncio.IncompleteReadError):

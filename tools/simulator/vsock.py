@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from pathlib import Path
 from typing import Protocol
 
-from chv53.api_socket import listen
+from chv53.api_socket import accept_forever, listen, stop_listening
 
 _LONGEST_COMMAND = 32
 _VERB = b"connect "
@@ -44,10 +45,7 @@ class SimulatedVsock:
 
     def close(self, *, crashed: bool = False) -> None:
         """Stop listening and cut every connection; a crash leaves the socket file behind."""
-        if self._listener.fileno() >= 0:
-            # sock_accept's own clean-up comes later, when the number may be another file's.
-            asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
+        stop_listening(self._listener)
         self.reset_connections()
         if not crashed:
             self.path.unlink(missing_ok=True)
@@ -59,15 +57,7 @@ class SimulatedVsock:
 
     async def accept_forever(self, ports: Ports) -> None:
         """Serve the host's connections until cancelled; all of them end with this."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as group:
-            while True:
-                end, _address = await loop.sock_accept(self._listener)
-                if len(self._connections) >= _MOST_CONNECTIONS:
-                    end.close()
-                    continue
-                reader, writer = await asyncio.open_connection(sock=end)
-                group.create_task(self._serve(ports, reader, writer))
+        await accept_forever(self._listener, functools.partial(self._serve, ports))
 
     async def dial_host(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect from the guest to a port of the host; raises OSError when nothing listens there."""
@@ -81,6 +71,8 @@ class SimulatedVsock:
         writer.close()
 
     async def _serve(self, ports: Ports, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            return
         self._connections.add(writer)
         try:
             port = await _read_command(reader)
@@ -88,8 +80,6 @@ class SimulatedVsock:
                 writer.write(b"OK %d\n" % self._next_host_port)
                 self._next_host_port += 1
                 await ports.serve(port, reader, writer)
-        except ConnectionError:
-            return  # the host went away, which is its right
         finally:
             self.hang_up(writer)
 
