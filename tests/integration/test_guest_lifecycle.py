@@ -165,6 +165,12 @@ async def test_vms_outlive_their_hypervisor(
     assert await box.shell("cut -d' ' -f22 /proc/1/stat") == started
     assert (await it.container(vm_id)).status == container.status
     assert (await it.container(vm_id)).generation == container.generation
+    # Reports arrive again, and disks the new hypervisor knows nothing of are in nobody's way.
+    never = container_pb2.RestartPolicy(mode=container_pb2.RESTART_MODE_NEVER)
+    for name, image in example_images.items():
+        await it.start_container(vm_id, image.digest, name, argv=["sh", "-c", "exit 3"], restart_policy=never)
+        ended = await it.until_container(vm_id, name, container_pb2.CONTAINER_STATE_STOPPED)
+        assert ended.status.exit_code == 3
 
 
 async def hear(it: Node, request: container_service_pb2.StreamLogsRequest, lines: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -76,6 +77,20 @@ async def test_no_container_opens_the_way_to_the_host(cell: Cell) -> None:
     refused = dict.fromkeys(("vsock", "vsock_dgram", "alg", "packet"), EAFNOSUPPORT)
     for box in (cell.live, cell.root):
         assert await tell(box, walls.SOCKETS) == {"inet": 0, "unix": 0, **refused}
+    foreign = await tell(cell.root, walls.FOREIGN_CALLS)
+    assert foreign.pop("inet") == 0
+    assert len(foreign) == 3
+    assert set(foreign.values()) <= {1, -signal.SIGSYS}
+    assert await cell.root.shell("tail -n +2 /proc/net/unix; find / -path /proc -prune -o -type s -print") == ""
+
+
+async def test_no_container_inherits_from_the_agent(cell: Cell) -> None:
+    """Prove that a container's own process and a command have three descriptors, none of the agent's."""
+    async with cell.running("bare", "sleep", "86400") as box:
+        own = "import os; print(*sorted({*os.listdir('/proc/self/fd')}, key=int))"
+        assert await box.shell("ls /proc/1/fd") == "0\n1\n2"
+        # The fourth is of the listing itself.
+        assert await box.python(own) == "0 1 2 3"
 
 
 async def test_no_container_has_or_makes_devices(cell: Cell) -> None:
