@@ -68,8 +68,11 @@ async def stage() -> AsyncIterator[Stage]:
 
 
 async def runs(process_id: int) -> bool:
-    """Tell whether a process runs."""
-    return Path(f"/proc/{process_id}").exists()
+    """Tell whether a process runs; one whose first parent is gone may stay a zombie until init looks."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.asyncio
