@@ -20,10 +20,10 @@ from cellmesh.mesh.channel import guest_channel
 from support.node import Node
 from support.real_node import PATIENCE, real_node
 
-_ROUNDS = 3
+_ROUNDS = 5
 _MOST_RATIO = 2.0
 _MOST_AGENT_MIB = 48
-_MOST_MODULES = 320
+_MOST_MODULES = 310
 _SIZE = vm_pb2.VmSpec(vcpus=1, memory_bytes=512 << 20, data_disk_bytes=1 << 30)
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]

@@ -8,11 +8,21 @@ import sys
 
 _MODULES = 280
 _RSS_BYTES = 48 << 20
-_UNWANTED = ("ssl", "http", "email", "logging.config", "opentelemetry", "google.rpc", "pydantic")
+_UNWANTED = (
+    "ssl",
+    "http",
+    "email",
+    "logging.config",
+    "google.protobuf.text_format",
+    "opentelemetry",
+    "google.rpc",
+    "pydantic",
+)
 _PROBE = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
-sys.modules["ssl"] = None
+from cellmesh.guest.imports import spare
+spare()
 before = set(sys.modules)
 import cellmesh.guest.agent, cellmesh.guest.__main__
 rss = int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -1,10 +1,11 @@
 """PID 1 of a cell's guest."""
 
+import gc
 import os
 import sys
 import traceback
 
-from cellmesh.guest import kernel
+from cellmesh.guest import imports, kernel
 from cellmesh.guest.boot import BootFailed, prepare_machine, say
 
 
@@ -12,6 +13,7 @@ def main() -> None:
     """Bring the machine up, serve the host until it asks for the end, and power off."""
     if os.getpid() != 1:
         sys.exit("cellmesh-guest is PID 1 of a cell's guest and is of no use elsewhere")
+    gc.disable()  # All that imports make is to stay.
     try:
         prepare_machine()
         _serve()
@@ -25,14 +27,15 @@ def main() -> None:
 
 
 def _serve() -> None:
-    # Nothing here speaks TLS; asyncio does without ssl if it is not there, which saves a tenth of the imports' time.
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # What we fork never touches gRPC.
-    sys.modules["ssl"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    imports.spare()
     import asyncio
 
     from cellmesh.guest.agent import run_agent
     from cellmesh.guest.reaper import Reaper
 
+    # Nor is it looked through ever again, which would be most of what a collection costs.
+    gc.freeze()
+    gc.enable()
     asyncio.run(run_agent(Reaper()))
 
 

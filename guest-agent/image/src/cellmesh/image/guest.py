@@ -18,9 +18,9 @@ from cellmesh.image.kernel import find_kernel, unpack_kernel
 from cellmesh.image.lock import KERNEL_IMAGE, Lock
 from cellmesh.image.manifest import SOURCE_DATE_EPOCH, Package, describe, guest_manifest
 from cellmesh.image.progress import Progress, silent
-from cellmesh.image.root import MODULES, add_directory, base_tree, compile_modules, prepared_root
+from cellmesh.image.root import MODULES, add_directory, base_tree, bundle_modules, compile_modules, prepared_root
 from cellmesh.image.store import ImageStore
-from cellmesh.image.tree import File, Tree
+from cellmesh.image.tree import Extent, File, Tree
 from cellmesh.image.wheels import is_wheel
 
 ROOT_DEBS = (
@@ -81,7 +81,7 @@ def build_guest(
 
 
 def add_agent(tree: Tree, prepared: Path, spool: Path) -> None:
-    """Add /sbin/init and the agent's modules, compiled by the guest's own interpreter."""
+    """Add /sbin/init, the agent's modules, compiled by the guest's own interpreter, and the bundle it starts from."""
     modules = spool / "agent"
     for name in AGENT_MODULES:
         for source in _locations(name):
@@ -93,6 +93,9 @@ def add_agent(tree: Tree, prepared: Path, spool: Path) -> None:
             )
     compile_modules(prepared, modules, f"/{MODULES}")
     add_directory(tree, modules, MODULES)
+    bundle = spool / "bundle"
+    bundle_modules(prepared, modules, bundle)
+    tree.put(f"{MODULES}/bundle", File(content=Extent(path=bundle, offset=0, size=bundle.stat().st_size)))
     script = Path(__file__).with_name("boot") / "init"
     tree.put("usr/sbin/init", File(content=script.read_bytes(), mode=0o755))
 

@@ -106,18 +106,30 @@ def write_out(tree: Tree, directory: Path) -> None:
 
 
 def compile_modules(root: Path, directory: Path, shown: str) -> None:
-    """Compile every module below `directory` with the interpreter in `root`, to be read without looking at its source.
+    """Compile every module below `directory` for the guest's interpreter, to be read without looking at its source."""
+    argv = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
+    run_python(root, [*argv, "-s", directory, "-p", shown, directory], step="compiling modules")
 
-    That interpreter runs here by the loader it was linked with, so neither chroot nor root rights are needed.
-    """
+
+def bundle_modules(root: Path, modules: Path, bundle: Path) -> None:
+    """Write the bytecode of all the agent imports, from a prepared root and from its own `modules`, into one file."""
+    shown = {
+        root / STANDARD_LIBRARY: f"/{STANDARD_LIBRARY}",
+        root / MODULES: f"/{MODULES}",
+        modules: f"/{MODULES}",
+    }
+    script = Path(__file__).with_name("boot") / "collect.py"
+    places = [f"{directory}={name}" for directory, name in shown.items()]
+    run_python(root, [script, bundle, *places], step="bundling modules")
+
+
+def run_python(root: Path, arguments: Iterable[str | Path], *, step: str) -> None:
+    """Run the guest's interpreter here, by the loader it was linked with: that needs neither chroot nor root rights."""
     loader = root / LIBRARIES / "ld-linux-x86-64.so.2"
-    argv: list[str | Path] = [
-        *(loader, "--library-path", root / LIBRARIES, root / PYTHON, "-S", "-s", "-B", "-m", "compileall", "-q", "-f"),
-        *("--invalidation-mode", "unchecked-hash", "-s", directory, "-p", shown, directory),
-    ]
+    argv = [loader, "--library-path", root / LIBRARIES, root / PYTHON, "-S", "-s", "-B", *arguments]
     # The hash seed orders sets, which compiled code may hold.
     environment = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0", "PATH": os.defpath}
-    run(argv, package="none", step="compiling modules", env=environment)
+    run(argv, package="none", step=step, env=environment)
 
 
 def _assemble(cache: BuildCache, packages: Iterable[Package], spool: Path) -> Tree:
