@@ -9,6 +9,10 @@ import socket
 import sys
 from importlib.metadata import version
 
+# isort: split
+import cellmesh.hypervisor.lean  # noqa: F401  # first
+
+# isort: split
 import structlog
 
 from cellmesh.hypervisor.node import SERVICE, serving
