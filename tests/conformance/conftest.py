@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,14 @@ from conformance import subjects
 from conformance.payload import Payload, payload
 from conformance.vm import Vm
 
-_MARKS = {
-    "simulator": (),
-    "emulator": (pytest.mark.guest,),
-    "real": (
-        pytest.mark.guest,
-        pytest.mark.skipif("CELLMESH_VMM" not in os.environ, reason="CELLMESH_VMM names no cloud-hypervisor"),
-    ),
-}
+_SUBJECTS = [
+    pytest.param("simulator"),
+    pytest.param("emulator", marks=pytest.mark.guest),
+    *([pytest.param("real", marks=pytest.mark.guest)] if "CELLMESH_VMM" in os.environ else []),
+]
 
 
-@pytest.fixture(scope="session", params=[pytest.param(name, marks=_MARKS[name]) for name in subjects.NAMES])
+@pytest.fixture(scope="session", params=_SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
     """Give the name of a subject and its binary."""
     name: str = request.param
@@ -44,13 +42,8 @@ def guest_payload() -> Payload:
 @pytest.fixture
 def vm(subject: tuple[str, Path], guest_payload: Payload) -> Iterator[Vm]:
     """Give a VM whose process runs and that is not created yet."""
-    with tempfile.TemporaryDirectory(prefix="vm-") as name:
-        machine = Vm(subject[1], Path(name), guest_payload)
-        try:
-            machine.start()
-            yield machine
-        finally:
-            machine.end()
+    with _started(subject, guest_payload) as machine:
+        yield machine
 
 
 @pytest.fixture
@@ -58,3 +51,22 @@ def booted(vm: Vm) -> Vm:
     """Give a VM whose guest's ports are open."""
     vm.boot()
     return vm
+
+
+@pytest.fixture(scope="module")
+def lasting(subject: tuple[str, Path], guest_payload: Payload) -> Iterator[Vm]:
+    """Give a VM whose guest's ports are open, one for a file of tests that leave it as they found it."""
+    with _started(subject, guest_payload) as machine:
+        machine.boot()
+        yield machine
+
+
+@contextmanager
+def _started(subject: tuple[str, Path], guest_payload: Payload) -> Iterator[Vm]:
+    with tempfile.TemporaryDirectory(prefix="vm-") as name:
+        machine = Vm(subject[1], Path(name), guest_payload)
+        try:
+            machine.start()
+            yield machine
+        finally:
+            machine.end()

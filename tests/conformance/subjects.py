@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _INSTALL = Path(__file__).parents[2] / "tools" / "emulator" / "install.sh"
-NAMES = ("simulator", "emulator", "real")
 
 
 @contextmanager

@@ -14,16 +14,16 @@ from conformance.vm import COMMAND_PORT, EARLY_PORT, Vm
 BULK = 10_000_000
 
 
-def test_port_without_a_listener_is_closed(booted: Vm) -> None:
+def test_port_without_a_listener_is_closed(lasting: Vm) -> None:
     """A port nobody listens on is an end of file without a word."""
     with pytest.raises(ConnectionRefusedError, match="b''"):
-        VsockStream.connect(booted.vsock, 4999)
+        VsockStream.connect(lasting.vsock, 4999)
 
 
 @pytest.mark.parametrize("pieces", [[b"CONNECT 5001\n"], [b"CON", b"NECT 50", b"01", b"\n"], [b"connect 5001\n"]])
-def test_line_may_come_in_pieces(booted: Vm, pieces: list[bytes]) -> None:
+def test_line_may_come_in_pieces(lasting: Vm, pieces: list[bytes]) -> None:
     """The opening line is read to its newline, in any case and however it is cut."""
-    with VsockStream(booted.vsock) as stream:
+    with VsockStream(lasting.vsock) as stream:
         for piece in pieces:
             stream.end.sendall(piece)
         word, port = stream.read_line().split()
@@ -33,47 +33,47 @@ def test_line_may_come_in_pieces(booted: Vm, pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("line", [b"HELLO 5001\n", b"CONNECT nowhere\n", b"CONNECT " + b"1" * 40 + b"\n", b"\n"])
-def test_wrong_line_is_closed(booted: Vm, line: bytes) -> None:
+def test_wrong_line_is_closed(lasting: Vm, line: bytes) -> None:
     """Anything but the line is an end without an answer, and the next connection works."""
-    with VsockStream(booted.vsock) as stream:
+    with VsockStream(lasting.vsock) as stream:
         stream.end.sendall(line)
         assert stream.read_all() == b""
-    assert booted.command("boot-id")
+    assert lasting.command("boot-id")
 
 
-def test_hanging_up_within_the_line_harms_nobody(booted: Vm) -> None:
+def test_hanging_up_within_the_line_harms_nobody(lasting: Vm) -> None:
     """A client that leaves in the middle of its line is forgotten."""
     for _ in range(20):
-        with VsockStream(booted.vsock) as stream:
+        with VsockStream(lasting.vsock) as stream:
             stream.end.sendall(b"CONN")
-    assert booted.command("boot-id")
+    assert lasting.command("boot-id")
 
 
-def test_bytes_behind_the_line_reach_the_guest(booted: Vm) -> None:
+def test_bytes_behind_the_line_reach_the_guest(lasting: Vm) -> None:
     """What is sent together with the line is the stream's beginning."""
-    with VsockStream(booted.vsock) as stream:
+    with VsockStream(lasting.vsock) as stream:
         stream.end.sendall(b"CONNECT 5000\nboot-id\n")
         assert stream.read_line().startswith(b"OK ")
         assert len(stream.read_line()) == 37
 
 
-def test_guest_may_speak_first(booted: Vm) -> None:
+def test_guest_may_speak_first(lasting: Vm) -> None:
     """Bytes of the guest may lie in the same read as the OK: a client must keep what it read too much."""
-    with VsockStream.connect(booted.vsock, EARLY_PORT) as stream:
+    with VsockStream.connect(lasting.vsock, EARLY_PORT) as stream:
         assert stream.read_line() == b"early bytes\n"
 
 
-def test_half_close_travels_to_the_guest(booted: Vm) -> None:
+def test_half_close_travels_to_the_guest(lasting: Vm) -> None:
     """The guest sees the end of the input and still answers: v53's half-close."""
-    with VsockStream.connect(booted.vsock, COMMAND_PORT) as stream:
+    with VsockStream.connect(lasting.vsock, COMMAND_PORT) as stream:
         stream.end.sendall(b"count\n" + pattern(100))
         stream.end.shutdown(socket.SHUT_WR)
         assert stream.read_all() == b"100 0\n"
 
 
-def test_half_close_travels_to_the_host(booted: Vm) -> None:
+def test_half_close_travels_to_the_host(lasting: Vm) -> None:
     """The host sees the end of what the guest sends, and its answer still arrives."""
-    with booted.listening(7000) as listener, VsockStream.connect(booted.vsock, COMMAND_PORT) as stream:
+    with lasting.listening(7000) as listener, VsockStream.connect(lasting.vsock, COMMAND_PORT) as stream:
         stream.end.sendall(b"dial 7000 1000\n")
         host, _address = listener.accept()
         with host:
@@ -82,33 +82,33 @@ def test_half_close_travels_to_the_host(booted: Vm) -> None:
         assert stream.read_all() == b"thanks"
 
 
-def test_guest_dials_nobody(booted: Vm) -> None:
+def test_guest_dials_nobody(lasting: Vm) -> None:
     """Without a listener's socket the guest is refused."""
-    assert booted.command("dial 7001 0") == b"refused\n"
+    assert lasting.command("dial 7001 0") == b"refused\n"
 
 
-def test_guest_dials_a_stale_socket(booted: Vm) -> None:
+def test_guest_dials_a_stale_socket(lasting: Vm) -> None:
     """A socket file without a listener refuses the guest too."""
-    booted.listening(7002).close()
-    assert booted.command("dial 7002 0") == b"refused\n"
+    lasting.listening(7002).close()
+    assert lasting.command("dial 7002 0") == b"refused\n"
 
 
-def test_bulk_to_the_host_is_exact(booted: Vm) -> None:
+def test_bulk_to_the_host_is_exact(lasting: Vm) -> None:
     """10 MB from the guest arrive as they were sent."""
-    assert booted.command(f"send {BULK}") == pattern(BULK)
+    assert lasting.command(f"send {BULK}") == pattern(BULK)
 
 
-def test_bulk_to_the_guest_is_exact(booted: Vm) -> None:
+def test_bulk_to_the_guest_is_exact(lasting: Vm) -> None:
     """10 MB to the guest arrive as they were sent."""
-    with VsockStream.connect(booted.vsock, COMMAND_PORT) as stream:
+    with VsockStream.connect(lasting.vsock, COMMAND_PORT) as stream:
         stream.end.sendall(b"count\n" + pattern(BULK))
         stream.end.shutdown(socket.SHUT_WR)
         assert stream.read_all() == f"{BULK} 0\n".encode()
 
 
-def test_bulk_both_ways_at_once_is_exact(booted: Vm) -> None:
+def test_bulk_both_ways_at_once_is_exact(lasting: Vm) -> None:
     """10 MB echoed while they are being sent: neither direction waits for the other."""
-    with VsockStream.connect(booted.vsock, COMMAND_PORT) as stream:
+    with VsockStream.connect(lasting.vsock, COMMAND_PORT) as stream:
         stream.end.sendall(b"echo\n")
         sending = threading.Thread(target=_send_and_end, args=(stream.end, pattern(BULK)))
         sending.start()
@@ -117,31 +117,31 @@ def test_bulk_both_ways_at_once_is_exact(booted: Vm) -> None:
     assert echoed == pattern(BULK)
 
 
-def test_slow_reader_loses_nothing(booted: Vm) -> None:
+def test_slow_reader_loses_nothing(lasting: Vm) -> None:
     """A host that does not read makes the guest wait; another connection goes on meanwhile."""
-    with VsockStream.connect(booted.vsock, COMMAND_PORT) as slow:
+    with VsockStream.connect(lasting.vsock, COMMAND_PORT) as slow:
         slow.end.sendall(b"send 3000000\n")
-        assert booted.command("send 1000000") == pattern(1_000_000)
+        assert lasting.command("send 1000000") == pattern(1_000_000)
         assert slow.read_all() == pattern(3_000_000)
 
 
-def test_two_hundred_connections_live_together(booted: Vm) -> None:
+def test_two_hundred_connections_live_together(lasting: Vm) -> None:
     """Each of many connections has its own bytes."""
-    streams = [VsockStream.connect(booted.vsock, EARLY_PORT) for _ in range(200)]
+    streams = [VsockStream.connect(lasting.vsock, EARLY_PORT) for _ in range(200)]
     for number, stream in enumerate(streams):
         assert stream.read_line() == b"early bytes\n"
         stream.end.sendall(b"%d\n" % number)
     assert [int(stream.read_line()) for stream in streams] == list(range(200))
     for stream in streams:
         stream.end.close()
-    assert booted.command("boot-id")
+    assert lasting.command("boot-id")
 
 
-def test_host_ports_differ(booted: Vm) -> None:
+def test_host_ports_differ(lasting: Vm) -> None:
     """The number after OK is the connection's own."""
     ports = set()
     for _ in range(3):
-        with VsockStream(booted.vsock) as stream:
+        with VsockStream(lasting.vsock) as stream:
             stream.end.sendall(b"CONNECT 5001\n")
             ports.add(stream.read_line())
     assert len(ports) == 3
