@@ -15,7 +15,7 @@ from cellmesh.cli.attach.session import ExecSession
 from cellmesh.cli.connection import streaming
 from support.node import Node
 
-SECONDS = 120.0
+SECONDS = 240.0
 """How long a command may take; an emulated guest on a busy machine needs most of it."""
 
 

@@ -177,8 +177,14 @@ class Node:
                 finally:
                     watch.cancel()
         except TimeoutError:
-            raise AssertionError(f"VM {vm_id} went {seen}; log: {self.log.read_text()[-4000:]}") from None
+            raise AssertionError(
+                f"VM {vm_id} went {seen}; console: {self._console(vm_id)}; log: {self.log.read_text()[-4000:]}"
+            ) from None
         raise AssertionError("the watch ended")
+
+    def _console(self, vm_id: str) -> str:
+        path = self.run_dir / "vm" / vm_id.replace("-", "")[:12] / "console.log"
+        return path.read_text(errors="replace")[-2000:] if path.exists() else "none"
 
     async def until_gone(self, vm_id: str) -> None:
         """Follow a VM until it is deleted; one that is gone already is fine."""
