@@ -25,6 +25,7 @@ from cellmesh.guest.containers.runtime import (
 from cellmesh.guest.errors import ContainerStartFailed, GuestError, ImageNotAttached, Internal, ProviderKeyPresent
 
 _KILLED = 128 + signal.SIGKILL
+_FIRST_PROBE_PAUSE = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,16 +173,18 @@ class Container:
             running.process.send_signal(signal.SIGKILL)
 
     async def _probe(self, running: RunningContainer, probe: HealthProbe) -> None:
-        failures = 0
+        failures, pause = 0, min(_FIRST_PROBE_PAUSE, probe.interval)
         while True:
             if await probes.is_well(probe.question, probe.timeout, running):
-                failures = 0
+                failures, pause = 0, probe.interval
                 self._set_health(Health.SERVING)
-            else:
+            elif pause >= probe.interval:
                 failures += 1
                 if failures >= probe.failure_threshold:
                     self._set_health(Health.NOT_SERVING)
-            await asyncio.sleep(probe.interval)
+            await asyncio.sleep(pause)
+            # Somebody waits for the first good answer: until it comes, it is asked for often, then ever less.
+            pause = min(pause * 2, probe.interval)
 
     def _decide(self, ended: Ended, reason: str) -> float | None:
         """Say in the status what follows this end; returns the seconds until the next start, None for never."""
