@@ -33,7 +33,7 @@ demo: setup ## boot a real microVM, run two containers in it, clean up
 	$(AS_ROOT) $(BIN)/python tools/demo.py
 
 test: setup ## every test, real guests included
-	$(AS_ROOT) $(BIN)/python -m pytest tests --ignore=tests/bench
+	$(AS_ROOT) $(BIN)/python -m pytest tests --ignore=tests/bench -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: setup ## measure; prints a table and writes build/bench.json
 	$(AS_ROOT) $(BIN)/python -m pytest tests/bench

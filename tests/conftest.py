@@ -1,6 +1,9 @@
-"""What every test shares: the machine's state before the run, and the order that lets the last test compare."""
+"""What every test shares: the images, an order for two workers, and the look at what a run leaves behind."""
 
 from __future__ import annotations
+
+import time
+from pathlib import Path
 
 import pytest
 
@@ -8,22 +11,57 @@ from cellmesh.image import ContainerImage, GuestImage
 from support import images, leftovers
 
 BEFORE = pytest.StashKey[leftovers.Snapshot]()
+LEFT = pytest.StashKey[dict[str, set[str]]]()
+# Files are handed to the workers in this order; the longest come first, so that no worker ends long after the other.
+LONGEST_FIRST = (
+    "test_histories",
+    "test_guest_exec",
+    "test_failpoints",
+    "test_scale",
+    "test_guest_",
+    "test_hypervisor_",
+)
+_SETTLE_SECONDS = 10.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Remember the machine as it was before the first test."""
-    config.stash[BEFORE] = leftovers.take()
+    if not _is_worker(config):
+        config.stash[BEFORE] = leftovers.take()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run quick tests first and the look at what is left behind last."""
-    items.sort(key=lambda item: ("leftovers" in item.nodeid, item.get_closest_marker("guest") is not None))
+    """Put the longest files first."""
+    items.sort(key=lambda item: _rank(item.path))
 
 
-@pytest.fixture
-def machine_before(pytestconfig: pytest.Config) -> leftovers.Snapshot:
-    """Give the machine as it was before the first test."""
-    return pytestconfig.stash[BEFORE]
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if it leaves a process, mount, socket or namespace behind; what just ends gets a few seconds."""
+    if _is_worker(session.config):
+        return
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while (left := leftovers.take().since(session.config.stash[BEFORE])) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    session.config.stash[LEFT] = left
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left behind."""
+    for kind, found in sorted(config.stash.get(LEFT, {}).items()):
+        terminalreporter.section(f"{kind} left behind", sep="!", red=True)
+        for line in sorted(found):
+            terminalreporter.line(line)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    ranks = (rank for rank, start in enumerate(LONGEST_FIRST) if path.name.startswith(start))
+    return next(ranks, len(LONGEST_FIRST)), str(path)
 
 
 @pytest.fixture(scope="session")

@@ -1,44 +1,76 @@
-"""The last test of every run: nothing is left behind. Its control plants something and sees it caught."""
+"""The controls of the look at what a run leaves behind: what is planted is found, and fails a run."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from support import leftovers
 
+STRAY = """
+import subprocess, sys
+def test_leaves_a_process():
+    subprocess.Popen([sys.executable, "-c", "input()", "cloud-hypervisor"], stdin=int(sys.argv[-1]))
+"""
 
-@pytest.mark.parametrize("kind", ["processes", "sockets", "mounts"])
-def test_a_planted_leftover_is_caught(kind: str, tmp_path: Path) -> None:
-    """Prove that each kind of leftover would fail the test below."""
+
+@pytest.mark.parametrize("kind", ["processes", "sockets", "mounts", "namespaces"])
+def test_a_planted_leftover_is_seen(kind: str, tmp_path: Path) -> None:
+    """Prove that each kind is seen while it is there. Other tests run meanwhile, so others may be seen too."""
     before = leftovers.take()
+    name = f"stray{os.getpid()}"
     if kind == "sockets":
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "stray.sock"))
-            assert leftovers.take().since(before) == {"sockets": {str(tmp_path / "stray.sock")}}
+            assert str(tmp_path / "stray.sock") in leftovers.take().since(before)[kind]
     elif kind == "mounts":
         subprocess.run(["mount", "-t", "tmpfs", "stray", tmp_path], check=True)
         try:
-            assert leftovers.take().since(before) == {"mounts": {str(tmp_path)}}
+            assert str(tmp_path) in leftovers.take().since(before)[kind]
         finally:
             subprocess.run(["umount", tmp_path], check=True)
+    elif kind == "namespaces":
+        Path("/run/netns").mkdir(exist_ok=True)
+        (Path("/run/netns") / name).touch()
+        try:
+            assert name in leftovers.take().since(before)[kind]
+        finally:
+            (Path("/run/netns") / name).unlink()
     else:
         stray = subprocess.Popen([sys.executable, "-c", "input()", "cloud-hypervisor"], stdin=subprocess.PIPE)
         try:
-            (found,) = leftovers.take().since(before)["processes"]
-            assert found.startswith(f"{stray.pid} ")
+            assert any(line.startswith(f"{stray.pid} ") for line in leftovers.take().since(before)[kind])
         finally:
             stray.communicate()
 
 
-def test_nothing_is_left_behind(machine_before: leftovers.Snapshot) -> None:
-    """Compare with the machine before the first test; what is just ending gets a few seconds."""
-    deadline = time.monotonic() + 10
-    while (left := leftovers.take().since(machine_before)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left
+def test_a_run_that_leaves_a_process_fails(tmp_path: Path) -> None:
+    """Prove that the run as a whole fails: its tests pass, its process does not go."""
+    conftest = (
+        Path(__file__).with_name("conftest.py").read_text().replace("_SETTLE_SECONDS = 10.0", "_SETTLE_SECONDS = 0")
+    )
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    read_end, write_end = os.pipe()
+    (tmp_path / "test_stray.py").write_text(STRAY.replace("int(sys.argv[-1])", str(read_end)))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", tmp_path],
+            env=environment,
+            pass_fds=(read_end,),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(write_end)
+        os.close(read_end)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    assert "1 passed" in run.stdout
+    assert "processes left behind" in run.stdout

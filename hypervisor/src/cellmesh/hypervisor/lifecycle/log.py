@@ -25,7 +25,7 @@ class Log:
 
     def __init__(self, store: Store, *, published: int) -> None:
         self._store = store
-        # Known before anybody can watch: a relay that found out for itself would leave out what was committed meanwhile.
+        # Known before anybody can watch: a relay that found out for itself would leave out what came meanwhile.
         self._published = published
         self.hub: Hub[Entry] = Hub(queue_size=_QUEUE)
 
