@@ -120,7 +120,7 @@ def status(pid: int) -> dict[str, str]:
 
 @pytest.mark.asyncio
 async def test_a_vm_runs_with_nothing_it_does_not_need(node: Node) -> None:
-    """Prove drill 3: own uid, no capability, none to be gained, no core, bounded files, a directory of its own."""
+    """Prove of a VM: own uid, no capability nor a way to one, no core, one socket to dial, a directory of its own."""
     handle = await node.vmm.launch(await node.cell())
     for pid in (handle.pid, handle.bridge_pid):
         found = status(pid)
@@ -132,6 +132,8 @@ async def test_a_vm_runs_with_nothing_it_does_not_need(node: Node) -> None:
     assert Path(f"/proc/{handle.pid}/environ").read_bytes() == b""
     run = handle.directory
     assert (run.stat().st_mode & 0o777, run.stat().st_uid) == (0o700, UID_BASE)
+    # A port P that a guest dials is the socket vsock.sock_P, and no other is there to be dialled.
+    assert {path.name for path in run.glob("vsock.sock_*") if path.is_socket()} <= {"vsock.sock_1025"}
     state = node.root / "state/vm" / VM
     assert (state.stat().st_mode & 0o777, state.stat().st_uid) == (0o710, 0)
     assert (state / "handle.json").stat().st_uid == 0

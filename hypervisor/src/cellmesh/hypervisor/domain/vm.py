@@ -80,7 +80,6 @@ TRANSITIONS: tuple[Transition, ...] = tuple(
         (_S.PENDING, _S.DELETING, "delete was wished"),
         (_S.STARTING, _S.RUNNING, "its agent said Hello"),
         (_S.STARTING, _S.PENDING, "the hypervisor died while starting it, which is no fault of the VM's"),
-        (_S.STARTING, _S.PENDING, "the hypervisor died while it started it, and nothing of it runs"),
         (_S.STARTING, _S.STOPPING, "stop or recycle was wished"),
         (_S.STARTING, _S.BACKOFF, "it did not come up, and its policy allows another try"),
         (_S.STARTING, _S.FAILED, "it did not come up, and its policy allows no other try"),
