@@ -42,8 +42,11 @@ def test_a_planted_leftover_is_seen(kind: str, tmp_path: Path) -> None:
         finally:
             (Path("/run/netns") / name).unlink()
     else:
-        stray = subprocess.Popen([sys.executable, "-c", "input()", "cloud-hypervisor"], stdin=subprocess.PIPE)
+        argv = [sys.executable, "-c", "print('up', flush=True); input()", "cloud-hypervisor"]
+        stray = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
+            assert stray.stdout is not None
+            assert stray.stdout.readline() == b"up\n"  # before, /proc may not know its command line yet
             assert any(line.startswith(f"{stray.pid} ") for line in leftovers.take().since(before)[kind])
         finally:
             stray.communicate()
