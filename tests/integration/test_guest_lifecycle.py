@@ -19,6 +19,7 @@ from cellmesh.api.hypervisor.v1 import container_service_pb2, vm_pb2, vm_service
 from cellmesh.image import ContainerImage, GuestImage
 from cellmesh.mesh.errors import MeshError
 from support.commands import Box, ExecStream
+from support.local_runtime import until
 from support.node import Node
 from support.real_node import PATIENCE, real_node, variant
 
@@ -219,6 +220,4 @@ async def test_a_guest_that_never_speaks_is_given_up(guest_image: GuestImage) ->
         assert "mend the cause, then start or recycle it" in given_up.message
         assert left(it.run_dir / "vm") == []
         # The emulator's QEMU is a child of the process that was killed, and goes a moment after it.
-        async with asyncio.timeout(PATIENCE):
-            while processes(it):
-                await asyncio.sleep(0.05)
+        await until(lambda: processes(it) == [])

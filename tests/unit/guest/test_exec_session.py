@@ -184,7 +184,8 @@ async def test_a_command_left_alone_is_hung_up_and_killed() -> None:
         await until(lambda: session.finished)
         assert session._exited is not None
         assert session._exited.exit_code == 137
-        assert bytes(session._buffers[Stream.STDOUT]._data) == b"ready\nhup\n"
+        # A child that the shell has just forked may still carry its trap, and say it too.
+        assert bytes(session._buffers[Stream.STDOUT]._data).startswith(b"ready\nhup\n")
         await until(lambda: not sessions._entries)
         with pytest.raises(ExecNotFound):
             await sessions.open(_opening("", resume=True))
