@@ -81,7 +81,8 @@ class Life:
         user, first = str(uuid.uuid4()), str(uuid.uuid4())
         create = vm_service_pb2.CreateVmRequest(request_id=first, user_id=user, spec=vm_pb2.VmSpec())
         self.vm_id = (await self._survive(lambda: self._it.vms.CreateVm(create))).vm.vm_id
-        await self._reach(vm_pb2.VM_STATE_RUNNING)
+        # To die while starting a VM is our fault, not the VM's: its policy is not asked.
+        assert (await self._reach(vm_pb2.VM_STATE_RUNNING)).restart_count == 0
         await self._survive(lambda: self._it.start_container(self.vm_id, self._scene.image))
         await self._wish("Recycle")
         await self._reach(vm_pb2.VM_STATE_RUNNING, epoch=2)
@@ -108,8 +109,8 @@ class Life:
             if error.reason != "VM_NOT_FOUND":
                 raise
 
-    async def _reach(self, state: vm_pb2.VmState, *, epoch: int = 0) -> None:
-        await self._survive(lambda: self._it.until(self.vm_id, state, epoch=epoch))
+    async def _reach(self, state: vm_pb2.VmState, *, epoch: int = 0) -> vm_pb2.Vm:
+        return await self._survive(lambda: self._it.until(self.vm_id, state, epoch=epoch))
 
     async def _survive(self, step: Callable[[], Awaitable[T]]) -> T:
         """Take a step, again after the hypervisor has died and come back, or asked for patience."""

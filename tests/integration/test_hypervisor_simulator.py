@@ -23,7 +23,6 @@ from cellmesh.api.hypervisor.v1 import (
     vm_pb2,
     vm_service_pb2,
 )
-from cellmesh.hypervisor import failpoints
 from cellmesh.mesh.errors import MeshError
 from simulator.faults import Fault, FaultKind
 from simulator.guest import SimulatedGuest
@@ -454,65 +453,3 @@ async def test_what_nobody_knows_is_told_and_left_alone(it: Node) -> None:
     kinds = [event.anomaly.kind for event in await it.all_events() if event.HasField("anomaly")]
     assert any(kind.startswith(("STRAY_", "MANY_STRAYS")) for kind in kinds)
     os.kill(vm.vmm_pid, 0)
-
-
-STARTS = [n for n in failpoints.NAMES if n.split(".")[0] in {"create", "launch"}] + [
-    "start.epoch_committed",
-    "start.server_listening",
-    "start.pid_committed",
-    "start.running_committed",
-]
-
-
-@pytest.mark.parametrize("name", STARTS)
-async def test_a_crash_while_starting_is_made_good(hub: Hub, place: Path, name: str) -> None:
-    """Killed at any step of a start, the hypervisor comes back, has one VMM for the VM, and counts no restart."""
-    async with node(place, hub.binary, failpoint=name) as it:
-        user = str(uuid.uuid4())
-        with pytest.raises(MeshError):
-            await followed(it, "", it.create(user_id=user))
-        await it.hang_up()
-        assert await it.ended() == -signal.SIGKILL
-        it.settings.pop("failpoint")
-        await it.start()
-        found = await it.vms.GetVm(vm_service_pb2.GetVmRequest(user_id=user))
-        vm = await it.until(found.vm.vm_id, vm_pb2.VM_STATE_RUNNING)
-        assert vm.restart_count == 0
-        assert len(hub.processes) == 1
-        await stop(it, vm.vm_id)
-        assert len(hub.processes) == 0
-
-
-STOPS = [n for n in failpoints.NAMES if n.split(".")[0] in {"stop", "clean"} and n not in {"stop.power_button"}]
-
-
-@pytest.mark.parametrize("name", STOPS)
-async def test_a_crash_while_stopping_is_made_good(it: Node, hub: Hub, name: str) -> None:
-    """Killed at any step of a stop, the hypervisor comes back and the VM ends STOPPED with nothing running."""
-    vm = await it.running()
-    await it.stop()
-    await it.start(failpoint=name)
-    await it.until(vm.vm_id, vm_pb2.VM_STATE_RUNNING)
-    with pytest.raises(MeshError):
-        await followed(it, vm.vm_id, it.vms.StopVm(vm_service_pb2.StopVmRequest(**wish(vm.vm_id))))
-    await it.hang_up()
-    assert await it.ended() == -signal.SIGKILL
-    await it.start()
-    await it.until(vm.vm_id, vm_pb2.VM_STATE_STOPPED)
-    assert len(hub.processes) == 0
-
-
-@pytest.mark.parametrize("name", ["delete.wish_committed", "delete.deleting_committed", "delete.destroyed"])
-async def test_a_crash_while_deleting_is_made_good(it: Node, hub: Hub, name: str) -> None:
-    """Killed at any step of a delete, the hypervisor comes back and nothing of the VM is left."""
-    vm = await it.running()
-    await it.stop()
-    await it.start(failpoint=name)
-    with pytest.raises(MeshError):
-        await followed(it, vm.vm_id, it.vms.DeleteVm(vm_service_pb2.DeleteVmRequest(**wish(vm.vm_id))))
-    await it.hang_up()
-    assert await it.ended() == -signal.SIGKILL
-    await it.start()
-    await it.until_gone(vm.vm_id)
-    assert len(hub.processes) == 0
-    assert not (it.state_dir / "vm" / vm.vm_id).exists()
