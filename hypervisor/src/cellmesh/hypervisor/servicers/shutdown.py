@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from cellmesh.hypervisor.domain.errors import NodeShuttingDown
 
 _PATIENCE = 1.0
+_FLUSH = 0.2
 
 
 class Shutdown:
@@ -31,6 +32,8 @@ class Shutdown:
                 while self._open:
                     self._left.clear()
                     await self._left.wait()
+        # What was left has ended, but its status is written a moment later; gRPC has no word for when it has gone out.
+        await asyncio.sleep(_FLUSH)
 
     @asynccontextmanager
     async def ends(self) -> AsyncIterator[None]:
