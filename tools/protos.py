@@ -15,7 +15,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, field_mask_pb2, text_format, timestamp_pb2
+from google.protobuf import (
+    any_pb2,
+    descriptor_pb2,
+    descriptor_pool,
+    duration_pb2,
+    field_mask_pb2,
+    struct_pb2,
+    text_format,
+    timestamp_pb2,
+    wrappers_pb2,
+)
+from google.rpc import status_pb2
 from grpc_tools import protoc  # type: ignore[import-untyped]  # ships no types
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +134,19 @@ def _protoc(scratch: Path, *arguments: str) -> None:
     validate = importlib.import_module("protovalidate._gen.buf.validate.validate_pb")
     source = validate._DESC.proto.to_binary()  # noqa: SLF001  # the only descriptor of it in any wheel
     file = descriptor_pb2.FileDescriptorProto.FromString(source)
-    known = [descriptor_pb2.DESCRIPTOR, duration_pb2.DESCRIPTOR, timestamp_pb2.DESCRIPTOR, field_mask_pb2.DESCRIPTOR]
+    known = [
+        module.DESCRIPTOR
+        for module in (
+            any_pb2,
+            descriptor_pb2,
+            duration_pb2,
+            field_mask_pb2,
+            struct_pb2,
+            timestamp_pb2,
+            wrappers_pb2,
+            status_pb2,
+        )
+    ]
     deps.write_bytes(
         descriptor_pb2.FileDescriptorSet(
             file=[*(descriptor_pb2.FileDescriptorProto.FromString(f.serialized_pb) for f in known), file]

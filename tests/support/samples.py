@@ -139,7 +139,7 @@ def _candidates(field: FieldDescriptor, rules: validate_pb2.FieldRules, known: K
     elif field.type == FieldDescriptor.TYPE_BOOL:
         yield True
     else:
-        yield from (1, 0)
+        yield from (1, 0, 1 << 16)
 
 
 def _messages(descriptor: Descriptor, rules: validate_pb2.FieldRules, known: Known, along: Path) -> Iterator[Message]:

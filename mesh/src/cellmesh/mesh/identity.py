@@ -25,6 +25,7 @@ class Role(enum.IntEnum):
     MEMORY = method_pb2.ROLE_MEMORY
     GUEST_AGENT = method_pb2.ROLE_GUEST_AGENT
     SERVICE = method_pb2.ROLE_SERVICE
+    EDGE = method_pb2.ROLE_EDGE
 
 
 _SERVICE_ROLES = {

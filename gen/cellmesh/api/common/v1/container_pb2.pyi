@@ -118,7 +118,7 @@ class EnvironmentVariable(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class ContainerSpec(_message.Message):
-    __slots__ = ("image", "argv", "environment", "working_dir", "resources", "restart_policy", "probe", "persistent_paths", "stop_grace")
+    __slots__ = ("image", "argv", "environment", "working_dir", "resources", "restart_policy", "probe", "persistent_paths", "stop_grace", "http_port")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     ARGV_FIELD_NUMBER: _ClassVar[int]
     ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class ContainerSpec(_message.Message):
     PROBE_FIELD_NUMBER: _ClassVar[int]
     PERSISTENT_PATHS_FIELD_NUMBER: _ClassVar[int]
     STOP_GRACE_FIELD_NUMBER: _ClassVar[int]
+    HTTP_PORT_FIELD_NUMBER: _ClassVar[int]
     image: str
     argv: _containers.RepeatedScalarFieldContainer[str]
     environment: _containers.RepeatedCompositeFieldContainer[EnvironmentVariable]
@@ -137,7 +138,8 @@ class ContainerSpec(_message.Message):
     probe: HealthProbe
     persistent_paths: _containers.RepeatedCompositeFieldContainer[PersistentPath]
     stop_grace: _duration_pb2.Duration
-    def __init__(self, image: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., environment: _Optional[_Iterable[_Union[EnvironmentVariable, _Mapping]]] = ..., working_dir: _Optional[str] = ..., resources: _Optional[_Union[ContainerResources, _Mapping]] = ..., restart_policy: _Optional[_Union[RestartPolicy, _Mapping]] = ..., probe: _Optional[_Union[HealthProbe, _Mapping]] = ..., persistent_paths: _Optional[_Iterable[_Union[PersistentPath, _Mapping]]] = ..., stop_grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    http_port: int
+    def __init__(self, image: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., environment: _Optional[_Iterable[_Union[EnvironmentVariable, _Mapping]]] = ..., working_dir: _Optional[str] = ..., resources: _Optional[_Union[ContainerResources, _Mapping]] = ..., restart_policy: _Optional[_Union[RestartPolicy, _Mapping]] = ..., probe: _Optional[_Union[HealthProbe, _Mapping]] = ..., persistent_paths: _Optional[_Iterable[_Union[PersistentPath, _Mapping]]] = ..., stop_grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., http_port: _Optional[int] = ...) -> None: ...
 
 class ContainerStatus(_message.Message):
     __slots__ = ("container_name", "generation", "state", "health", "exit_code", "restart_count", "oom_kills", "reason", "message", "start_time")

@@ -12,16 +12,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StartContainerRequest(_message.Message):
-    __slots__ = ("epoch", "container_name", "generation", "spec")
+    __slots__ = ("epoch", "container_name", "generation", "spec", "ingress_port")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_NAME_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    INGRESS_PORT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     container_name: str
     generation: int
     spec: _container_pb2.ContainerSpec
-    def __init__(self, epoch: _Optional[int] = ..., container_name: _Optional[str] = ..., generation: _Optional[int] = ..., spec: _Optional[_Union[_container_pb2.ContainerSpec, _Mapping]] = ...) -> None: ...
+    ingress_port: int
+    def __init__(self, epoch: _Optional[int] = ..., container_name: _Optional[str] = ..., generation: _Optional[int] = ..., spec: _Optional[_Union[_container_pb2.ContainerSpec, _Mapping]] = ..., ingress_port: _Optional[int] = ...) -> None: ...
 
 class StartContainerResponse(_message.Message):
     __slots__ = ("status",)

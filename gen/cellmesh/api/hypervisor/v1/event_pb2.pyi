@@ -2,6 +2,7 @@ import datetime
 
 from cellmesh.api.common.v1 import container_pb2 as _container_pb2
 from cellmesh.api.common.v1 import health_pb2 as _health_pb2
+from cellmesh.api.hypervisor.v1 import route_pb2 as _route_pb2
 from cellmesh.api.hypervisor.v1 import vm_pb2 as _vm_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf import descriptor as _descriptor
@@ -12,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "vm_id", "container_name", "epoch", "generation", "trace_id", "vm_state_changed", "container_state_changed", "container_oom_killed", "container_health_changed", "agent_misbehaved", "anomaly", "node_drain_changed")
+    __slots__ = ("sequence", "time", "vm_id", "container_name", "epoch", "generation", "trace_id", "vm_state_changed", "container_state_changed", "container_oom_killed", "container_health_changed", "agent_misbehaved", "anomaly", "node_drain_changed", "route_switched", "route_refused")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     VM_ID_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +28,8 @@ class Event(_message.Message):
     AGENT_MISBEHAVED_FIELD_NUMBER: _ClassVar[int]
     ANOMALY_FIELD_NUMBER: _ClassVar[int]
     NODE_DRAIN_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_SWITCHED_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_REFUSED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     vm_id: str
@@ -41,7 +44,9 @@ class Event(_message.Message):
     agent_misbehaved: AgentMisbehaved
     anomaly: Anomaly
     node_drain_changed: NodeDrainChanged
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., vm_id: _Optional[str] = ..., container_name: _Optional[str] = ..., epoch: _Optional[int] = ..., generation: _Optional[int] = ..., trace_id: _Optional[str] = ..., vm_state_changed: _Optional[_Union[VmStateChanged, _Mapping]] = ..., container_state_changed: _Optional[_Union[ContainerStateChanged, _Mapping]] = ..., container_oom_killed: _Optional[_Union[ContainerOomKilled, _Mapping]] = ..., container_health_changed: _Optional[_Union[ContainerHealthChanged, _Mapping]] = ..., agent_misbehaved: _Optional[_Union[AgentMisbehaved, _Mapping]] = ..., anomaly: _Optional[_Union[Anomaly, _Mapping]] = ..., node_drain_changed: _Optional[_Union[NodeDrainChanged, _Mapping]] = ...) -> None: ...
+    route_switched: RouteSwitched
+    route_refused: RouteRefused
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., vm_id: _Optional[str] = ..., container_name: _Optional[str] = ..., epoch: _Optional[int] = ..., generation: _Optional[int] = ..., trace_id: _Optional[str] = ..., vm_state_changed: _Optional[_Union[VmStateChanged, _Mapping]] = ..., container_state_changed: _Optional[_Union[ContainerStateChanged, _Mapping]] = ..., container_oom_killed: _Optional[_Union[ContainerOomKilled, _Mapping]] = ..., container_health_changed: _Optional[_Union[ContainerHealthChanged, _Mapping]] = ..., agent_misbehaved: _Optional[_Union[AgentMisbehaved, _Mapping]] = ..., anomaly: _Optional[_Union[Anomaly, _Mapping]] = ..., node_drain_changed: _Optional[_Union[NodeDrainChanged, _Mapping]] = ..., route_switched: _Optional[_Union[RouteSwitched, _Mapping]] = ..., route_refused: _Optional[_Union[RouteRefused, _Mapping]] = ...) -> None: ...
 
 class VmStateChanged(_message.Message):
     __slots__ = ("to", "reason", "message")
@@ -97,6 +102,25 @@ class Anomaly(_message.Message):
     kind: str
     message: str
     def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class RouteSwitched(_message.Message):
+    __slots__ = ("prefix", "to")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    to: _route_pb2.RouteTarget
+    def __init__(self, prefix: _Optional[str] = ..., to: _Optional[_Union[_route_pb2.RouteTarget, _Mapping]] = ..., **kwargs) -> None: ...
+
+class RouteRefused(_message.Message):
+    __slots__ = ("prefix", "target", "message")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    target: _route_pb2.RouteTarget
+    message: str
+    def __init__(self, prefix: _Optional[str] = ..., target: _Optional[_Union[_route_pb2.RouteTarget, _Mapping]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class NodeDrainChanged(_message.Message):
     __slots__ = ("draining",)

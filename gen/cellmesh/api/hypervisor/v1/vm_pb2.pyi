@@ -31,6 +31,12 @@ class DesiredState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DESIRED_STATE_RUNNING: _ClassVar[DesiredState]
     DESIRED_STATE_STOPPED: _ClassVar[DesiredState]
     DESIRED_STATE_DELETED: _ClassVar[DesiredState]
+
+class ColdStart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COLD_START_UNSPECIFIED: _ClassVar[ColdStart]
+    COLD_START_ON_REQUEST: _ClassVar[ColdStart]
+    COLD_START_NEVER: _ClassVar[ColdStart]
 VM_STATE_UNSPECIFIED: VmState
 VM_STATE_PENDING: VmState
 VM_STATE_STARTING: VmState
@@ -46,20 +52,25 @@ DESIRED_STATE_UNSPECIFIED: DesiredState
 DESIRED_STATE_RUNNING: DesiredState
 DESIRED_STATE_STOPPED: DesiredState
 DESIRED_STATE_DELETED: DesiredState
+COLD_START_UNSPECIFIED: ColdStart
+COLD_START_ON_REQUEST: ColdStart
+COLD_START_NEVER: ColdStart
 
 class VmSpec(_message.Message):
-    __slots__ = ("guest_image", "vcpus", "memory_bytes", "data_disk_bytes", "restart_policy")
+    __slots__ = ("guest_image", "vcpus", "memory_bytes", "data_disk_bytes", "restart_policy", "cold_start")
     GUEST_IMAGE_FIELD_NUMBER: _ClassVar[int]
     VCPUS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATA_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESTART_POLICY_FIELD_NUMBER: _ClassVar[int]
+    COLD_START_FIELD_NUMBER: _ClassVar[int]
     guest_image: str
     vcpus: int
     memory_bytes: int
     data_disk_bytes: int
     restart_policy: _container_pb2.RestartPolicy
-    def __init__(self, guest_image: _Optional[str] = ..., vcpus: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., data_disk_bytes: _Optional[int] = ..., restart_policy: _Optional[_Union[_container_pb2.RestartPolicy, _Mapping]] = ...) -> None: ...
+    cold_start: ColdStart
+    def __init__(self, guest_image: _Optional[str] = ..., vcpus: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., data_disk_bytes: _Optional[int] = ..., restart_policy: _Optional[_Union[_container_pb2.RestartPolicy, _Mapping]] = ..., cold_start: _Optional[_Union[ColdStart, str]] = ...) -> None: ...
 
 class Vm(_message.Message):
     __slots__ = ("vm_id", "user_id", "spec", "desired_state", "state", "epoch", "reason", "message", "revision", "restart_count", "create_time", "update_time", "running_time", "vmm_pid")

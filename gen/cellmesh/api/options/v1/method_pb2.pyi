@@ -21,6 +21,7 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_MEMORY: _ClassVar[Role]
     ROLE_GUEST_AGENT: _ClassVar[Role]
     ROLE_SERVICE: _ClassVar[Role]
+    ROLE_EDGE: _ClassVar[Role]
 
 class RetryClass(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,6 +37,7 @@ ROLE_SECRETS: Role
 ROLE_MEMORY: Role
 ROLE_GUEST_AGENT: Role
 ROLE_SERVICE: Role
+ROLE_EDGE: Role
 RETRY_CLASS_UNSPECIFIED: RetryClass
 RETRY_CLASS_NONE: RetryClass
 RETRY_CLASS_SAFE: RetryClass
