@@ -34,6 +34,7 @@ def make_container(vm_id: str, name: str = "app", **fields: object) -> Container
         "wanted": True,
         "generation": 1,
         "epoch": 0,
+        "ingress_slot": 0,
         "status": ContainerStatus(),
         "create_time": NOW,
         "update_time": NOW,

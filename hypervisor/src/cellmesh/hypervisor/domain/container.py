@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from cellmesh.hypervisor.domain.vm import VmId
 
 MAX_CONTAINERS = 16
+# The ports of a guest's vsock that join the host to containers: each slot has as many as generations are told apart.
+_INGRESS_PORTS = 1 << 16
 
 
 class ContainerState(enum.Enum):
@@ -69,7 +71,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """A container as stored. `epoch` is 0 until its generation was handed to an agent."""
+    """A container as stored. `epoch` is 0 until its generation was handed to an agent.
+
+    `ingress_slot` is its number among the containers of its VM, never given to another.
+    """
 
     vm_id: VmId
     name: str
@@ -77,6 +82,7 @@ class Container:
     wanted: bool
     generation: int
     epoch: int
+    ingress_slot: int
     status: ContainerStatus
     create_time: datetime
     update_time: datetime
@@ -90,6 +96,11 @@ class Container:
     def needs_stop(self) -> bool:
         """Tell whether an agent has yet to stop it."""
         return not self.wanted and self.epoch > 0 and self.status.state not in _ENDED
+
+    @property
+    def ingress_port(self) -> int:
+        """Return the port of the guest's vsock that leads to this generation, and to none before or after it."""
+        return _INGRESS_PORTS * (1 + self.ingress_slot) + self.generation % _INGRESS_PORTS
 
     def next_generation(self) -> Container:
         """Return this container as it waits for its next start."""

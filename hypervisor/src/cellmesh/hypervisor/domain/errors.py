@@ -164,6 +164,51 @@ class GenerationNotFound(MeshError):
     domain = _HYPERVISOR
 
 
+class RouteNotFound(MeshError):
+    """The VM has no route of this prefix."""
+
+    code = Code.NOT_FOUND
+    reason = "ROUTE_NOT_FOUND"
+    domain = _HYPERVISOR
+
+    def __init__(self, vm_id: str, prefix: str) -> None:
+        super().__init__(f"VM {vm_id} has no route {prefix}; start the container it is to lead to first.")
+
+
+class RouteChanged(MeshError):
+    """The route has another revision than the one that was named."""
+
+    code = Code.ABORTED
+    reason = "ROUTE_CHANGED"
+    domain = _HYPERVISOR
+
+    def __init__(self, prefix: str, *, expected: int, found: int) -> None:
+        super().__init__(
+            f"Route {prefix} has revision {found}, not {expected}; read it again, then decide anew.",
+            metadata={"revision": str(found)},
+        )
+
+
+class RouteRefused(MeshError):
+    """The edge did not take the route; the message, escaped, has its reason."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "ROUTE_REFUSED"
+    domain = _HYPERVISOR
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"The edge refused the route, which leads where it led before: {said}")
+        self.said = said
+
+
+class EdgeUnreachable(MeshError):
+    """No edge is connected, or it does not answer."""
+
+    code = Code.UNAVAILABLE
+    reason = "EDGE_UNREACHABLE"
+    domain = _HYPERVISOR
+
+
 class ExecNotFound(MeshError):
     """No command of this exec_id."""
 

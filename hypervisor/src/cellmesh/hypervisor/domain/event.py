@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cellmesh.hypervisor.domain.container import ContainerState, Health
+from cellmesh.hypervisor.domain.route import RouteTarget
 from cellmesh.hypervisor.domain.vm import Vm, VmState
 
 
@@ -63,6 +64,24 @@ class Anomaly:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSwitched:
+    """A route leads to another container or generation."""
+
+    prefix: str
+    origin: RouteTarget
+    target: RouteTarget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteRefused:
+    """The edge did not take a switch to `target`; the route leads where it led before. `message` is escaped."""
+
+    prefix: str
+    target: RouteTarget
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDrainChanged:
     """The node's scheduling changed."""
 
@@ -77,6 +96,8 @@ Payload = (
     | AgentMisbehaved
     | Anomaly
     | NodeDrainChanged
+    | RouteSwitched
+    | RouteRefused
 )
 
 

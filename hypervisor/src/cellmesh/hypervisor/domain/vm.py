@@ -44,6 +44,13 @@ class RestartMode(enum.Enum):
     ALWAYS = "ALWAYS"
 
 
+class ColdStart(enum.Enum):
+    """What a request from the edge does to a stopped VM."""
+
+    ON_REQUEST = "ON_REQUEST"
+    NEVER = "NEVER"
+
+
 class Reason(enum.StrEnum):
     """Why a VM is where it is."""
 
@@ -144,6 +151,7 @@ class VmSpec:
     memory_bytes: int = 512 << 20
     data_disk_bytes: int = 2 << 30
     restart_policy: RestartPolicy = RestartPolicy()
+    cold_start: ColdStart = ColdStart.ON_REQUEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from cellmesh.hypervisor.domain.errors import (
     VmDeleting,
     VmNotRunning,
 )
+from cellmesh.hypervisor.domain.route import route_of_container
 from cellmesh.hypervisor.domain.vm import DesiredState, Vm, VmId, VmState
 from cellmesh.hypervisor.lifecycle.attempts import Attempts
 from cellmesh.hypervisor.lifecycle.vms import found
@@ -76,8 +77,12 @@ class Containers:
             if before is not None:
                 wanted = replace(before.next_generation(), spec=spec, wanted=True)
                 return await tx.save_container(wanted, before)
-            if len(await tx.containers(vm_id)) >= MAX_CONTAINERS:
+            others = await tx.containers(vm_id)
+            if len(others) >= MAX_CONTAINERS:
                 raise TooManyContainers(vm_id, MAX_CONTAINERS)
+            route = route_of_container(VmId(vm_id), name, tx.now)
+            if route is not None:
+                await tx.add_routes([route])
             new = Container(
                 vm_id=VmId(vm_id),
                 name=name,
@@ -85,6 +90,7 @@ class Containers:
                 wanted=True,
                 generation=1,
                 epoch=0,
+                ingress_slot=max((other.ingress_slot + 1 for other in others), default=0),
                 status=ContainerStatus(),
                 create_time=tx.now,
                 update_time=tx.now,

@@ -16,7 +16,8 @@ from cellmesh.hypervisor.domain.errors import (
     VmNotFound,
     VmQuarantined,
 )
-from cellmesh.hypervisor.domain.vm import DesiredState, UserId, Vm, VmId, VmSpec, VmState
+from cellmesh.hypervisor.domain.route import default_routes
+from cellmesh.hypervisor.domain.vm import ColdStart, DesiredState, UserId, Vm, VmId, VmSpec, VmState
 from cellmesh.hypervisor.lifecycle.admission import Admission
 from cellmesh.hypervisor.store import Intent, Reading, Store
 from cellmesh.hypervisor.store.rows import vm_from_json, vm_to_json
@@ -88,6 +89,7 @@ class Vms:
                 update_time=tx.now,
             )
             await tx.add_vm(vm)
+            await tx.add_routes(default_routes(vm.vm_id, tx.now))
             await tx.put_answer(intent, vm_to_json(vm))
         self._failpoint("create.committed")
         self._follow(vm.vm_id)
@@ -107,6 +109,19 @@ class Vms:
         vm = await self._wish(intent, vm_id, _start, starts=True)
         self._failpoint("start.wish_committed")
         return vm
+
+    async def start_for_request(self, vm_id: str) -> None:
+        """Want a VM to run that is stopped, as somebody asks for what is in it; one that may not stays stopped.
+
+        Raises VmNotFound, NodeDraining.
+        """
+        async with self._store.transaction() as tx:
+            vm = await found(tx, vm_id)
+            if not starts_on_request(vm):
+                return
+            await self._admission.allow_start(tx)
+            await tx.save_vm(_start(vm), vm)
+        self._failpoint("start.wish_committed")
 
     async def stop(self, intent: Intent, vm_id: str) -> Vm:
         """Want the VM stopped. Raises VmNotFound, VmDeleting, VmQuarantined, RequestIdReused."""
@@ -152,6 +167,12 @@ async def found(reading: Reading, vm_id: str) -> Vm:
     if vm is None:
         raise VmNotFound(vm_id)
     return vm
+
+
+def starts_on_request(vm: Vm) -> bool:
+    """Tell whether a request for what is in a VM is to start it."""
+    is_stopped = vm.state is VmState.STOPPED and vm.desired is DesiredState.STOPPED
+    return is_stopped and vm.spec.cold_start is ColdStart.ON_REQUEST
 
 
 def _start(vm: Vm) -> Vm:

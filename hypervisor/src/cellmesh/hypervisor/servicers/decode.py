@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from cellmesh.api.common.v1 import container_pb2
 from cellmesh.api.hypervisor.v1 import vm_pb2
 from cellmesh.hypervisor.domain.container import ContainerSpec
-from cellmesh.hypervisor.domain.vm import RestartMode, RestartPolicy, VmSpec
+from cellmesh.hypervisor.domain.vm import ColdStart, RestartMode, RestartPolicy, VmSpec
 from cellmesh.hypervisor.store import Intent
 from cellmesh.mesh.errors import FieldViolation, InvalidRequest
 from cellmesh.mesh.limits import GUEST_MESSAGE_BYTES
@@ -33,6 +33,7 @@ _PROBE_INTERVAL = timedelta(seconds=5)
 _PROBE_TIMEOUT = timedelta(seconds=2)
 _FAILURE_THRESHOLD = 3
 _STOP_GRACE = timedelta(seconds=5)
+_HTTP_PORT = 8080
 _MODES = {
     container_pb2.RESTART_MODE_UNSPECIFIED: RestartMode.ON_FAILURE,
     container_pb2.RESTART_MODE_NEVER: RestartMode.NEVER,
@@ -40,6 +41,11 @@ _MODES = {
     container_pb2.RESTART_MODE_ALWAYS: RestartMode.ALWAYS,
 }
 
+_COLD_STARTS = {
+    vm_pb2.COLD_START_UNSPECIFIED: ColdStart.ON_REQUEST,
+    vm_pb2.COLD_START_ON_REQUEST: ColdStart.ON_REQUEST,
+    vm_pb2.COLD_START_NEVER: ColdStart.NEVER,
+}
 _MODE_NUMBERS = {mode: number for number, mode in _MODES.items() if number}
 
 
@@ -72,6 +78,7 @@ def vm_spec(message: vm_pb2.VmSpec) -> VmSpec:
         memory_bytes=message.memory_bytes or _VM_MEMORY,
         data_disk_bytes=message.data_disk_bytes or _DATA_DISK,
         restart_policy=_restart_policy(message.restart_policy),
+        cold_start=_COLD_STARTS[message.cold_start],
     )
 
 
@@ -102,6 +109,7 @@ def container_spec(message: container_pb2.ContainerSpec) -> ContainerSpec:
     filled.restart_policy.max_backoff.FromTimedelta(policy.max_backoff)
     if filled.HasField("probe"):
         _fill_probe(filled.probe)
+    filled.http_port = filled.http_port or _HTTP_PORT
     if not filled.HasField("stop_grace"):
         filled.stop_grace.FromTimedelta(_STOP_GRACE)
     require_fits_guest(filled, "spec")

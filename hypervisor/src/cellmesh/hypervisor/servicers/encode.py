@@ -10,10 +10,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cellmesh.api.common.v1 import container_pb2 as common_container_pb2
 from cellmesh.api.common.v1 import health_pb2
-from cellmesh.api.hypervisor.v1 import container_pb2, event_pb2, vm_pb2
+from cellmesh.api.hypervisor.v1 import container_pb2, event_pb2, route_pb2, vm_pb2
 from cellmesh.hypervisor.domain import event
 from cellmesh.hypervisor.domain.container import Container, ContainerState, ContainerStatus, Health
-from cellmesh.hypervisor.domain.vm import DesiredState, RestartMode, RestartPolicy, Vm, VmState
+from cellmesh.hypervisor.domain.route import CurrentRoute, RouteState, RouteTarget
+from cellmesh.hypervisor.domain.vm import ColdStart, DesiredState, RestartMode, RestartPolicy, Vm, VmState
 
 
 def _numbers(names: type[Enum], numbers: Any, prefix: str) -> dict[Any, Any]:
@@ -29,6 +30,8 @@ _CONTAINER_STATES: dict[ContainerState, common_container_pb2.ContainerState] = _
 _RESTART_MODES: dict[RestartMode, common_container_pb2.RestartMode] = _numbers(
     RestartMode, common_container_pb2.RestartMode, "RESTART_MODE"
 )
+_COLD_STARTS: dict[ColdStart, vm_pb2.ColdStart] = _numbers(ColdStart, vm_pb2.ColdStart, "COLD_START")
+_ROUTE_STATES: dict[RouteState, route_pb2.RouteState] = _numbers(RouteState, route_pb2.RouteState, "ROUTE_STATE")
 HEALTH: dict[Health, health_pb2.HealthStatus] = _numbers(Health, health_pb2.HealthStatus, "HEALTH_STATUS")
 
 
@@ -44,6 +47,7 @@ def vm(value: Vm) -> vm_pb2.Vm:
             memory_bytes=spec.memory_bytes,
             data_disk_bytes=spec.data_disk_bytes,
             restart_policy=_restart_policy(spec.restart_policy),
+            cold_start=_COLD_STARTS[spec.cold_start],
         ),
         desired_state=_DESIRED_STATES[value.desired],
         state=VM_STATES[value.state],
@@ -99,6 +103,28 @@ def container_status(name: str, generation: int, status: ContainerStatus) -> com
     )
 
 
+def route(value: CurrentRoute) -> route_pb2.Route:
+    """Return a route and what requests for it get."""
+    stored, status = value.route, value.status
+    return route_pb2.Route(
+        vm_id=stored.vm_id,
+        user_id=value.user_id,
+        prefix=stored.prefix,
+        target=_target(stored.target),
+        state=_ROUTE_STATES[status.state],
+        epoch=status.epoch,
+        generation=status.generation,
+        reason=status.reason,
+        message=status.message,
+        revision=stored.revision,
+        update_time=timestamp(stored.update_time),
+    )
+
+
+def _target(value: RouteTarget) -> route_pb2.RouteTarget:
+    return route_pb2.RouteTarget(container_name=value.container, generation=value.generation)
+
+
 def entry(value: event.Entry) -> event_pb2.Event:
     """Return an event of the log."""
     message = event_pb2.Event(
@@ -135,6 +161,12 @@ def _put_payload(message: event_pb2.Event, payload: event.Payload | None) -> Non
             message.agent_misbehaved.MergeFrom(event_pb2.AgentMisbehaved(kind=kind, message=text, count=count))
         case event.Anomaly(kind=kind, message=text):
             message.anomaly.MergeFrom(event_pb2.Anomaly(kind=kind, message=text))
+        case event.RouteSwitched(prefix=prefix, origin=left, target=led):
+            message.route_switched.prefix = prefix
+            getattr(message.route_switched, "from").CopyFrom(_target(left))
+            message.route_switched.to.CopyFrom(_target(led))
+        case event.RouteRefused(prefix=prefix, target=led, message=text):
+            message.route_refused.MergeFrom(event_pb2.RouteRefused(prefix=prefix, target=_target(led), message=text))
         case event.NodeDrainChanged(draining=draining):
             message.node_drain_changed.MergeFrom(event_pb2.NodeDrainChanged(draining=draining))
 

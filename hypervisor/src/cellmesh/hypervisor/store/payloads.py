@@ -9,6 +9,7 @@ from typing import Any
 
 from cellmesh.hypervisor.domain import event
 from cellmesh.hypervisor.domain.container import ContainerState, Health
+from cellmesh.hypervisor.domain.route import RouteTarget
 from cellmesh.hypervisor.domain.vm import VmState
 
 
@@ -34,6 +35,11 @@ def from_json(kind: str, document: str) -> event.Payload:
             return event.AgentMisbehaved(**fields)
         case "Anomaly":
             return event.Anomaly(**fields)
+        case "RouteSwitched":
+            ends = {name: RouteTarget(**fields[name]) for name in ("origin", "target")}
+            return event.RouteSwitched(**fields | ends)
+        case "RouteRefused":
+            return event.RouteRefused(**fields | {"target": RouteTarget(**fields["target"])})
         case "NodeDrainChanged":
             return event.NodeDrainChanged(**fields)
         case _:

@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cellmesh.hypervisor.domain.container import Container, ContainerSpec, ContainerState, ContainerStatus, Health
+from cellmesh.hypervisor.domain.route import CurrentRoute, Route, RouteState, RouteStatus, RouteTarget
 from cellmesh.hypervisor.domain.vm import (
+    ColdStart,
     DesiredState,
     Reason,
     RestartMode,
@@ -73,6 +75,7 @@ def vm_to_row(vm: Vm) -> dict[str, Any]:
         "running_time": _optional(vm.running_time),
         "next_try_time": _optional(vm.next_try_time),
         "vmm_pid": vm.vmm_pid,
+        "cold_start": vm.spec.cold_start.value,
     }
 
 
@@ -93,6 +96,8 @@ def vm_from_row(row: Row) -> Vm:
             memory_bytes=row["memory_bytes"],
             data_disk_bytes=row["data_disk_bytes"],
             restart_policy=policy,
+            # What an older hypervisor wrote into the log has no such field.
+            cold_start=ColdStart(row.get("cold_start", ColdStart.ON_REQUEST)),
         ),
         desired=DesiredState(row["desired"]),
         state=VmState(row["state"]),
@@ -145,6 +150,7 @@ def container_to_row(container: Container) -> dict[str, Any]:
         "start_time": _optional(status.start_time),
         "create_time": to_micros(container.create_time),
         "update_time": to_micros(container.update_time),
+        "ingress_slot": container.ingress_slot,
     }
 
 
@@ -161,6 +167,7 @@ def container_from_row(row: Row) -> Container:
         wanted=bool(row["wanted"]),
         generation=row["generation"],
         epoch=row["epoch"],
+        ingress_slot=row["ingress_slot"],
         status=ContainerStatus(
             state=ContainerState(row["state"]),
             health=Health(row["health"]),
@@ -174,3 +181,53 @@ def container_from_row(row: Row) -> Container:
         create_time=from_micros(row["create_time"]),
         update_time=from_micros(row["update_time"]),
     )
+
+
+def route_to_row(route: Route) -> dict[str, Any]:
+    """Return the columns of a route."""
+    return {
+        "vm_id": route.vm_id,
+        "prefix": route.prefix,
+        "container": route.target.container,
+        "generation": route.target.generation,
+        "revision": route.revision,
+        "update_time": to_micros(route.update_time),
+    }
+
+
+def route_from_row(row: Row) -> Route:
+    """Return the route of a row."""
+    return Route(
+        vm_id=VmId(row["vm_id"]),
+        prefix=row["prefix"],
+        target=RouteTarget(container=row["container"], generation=row["generation"]),
+        revision=row["revision"],
+        update_time=from_micros(row["update_time"]),
+    )
+
+
+def current_route_to_json(current: CurrentRoute) -> str:
+    """Return a route and what it served as they are kept in stored answers."""
+    status = current.status
+    served = {
+        "user_id": current.user_id,
+        "state": status.state.value,
+        "served_epoch": status.epoch,
+        "served_generation": status.generation,
+        "reason": status.reason,
+        "message": status.message,
+    }
+    return json.dumps(route_to_row(current.route) | served, separators=(",", ":"))
+
+
+def current_route_from_json(document: str) -> CurrentRoute:
+    """Return the route of `current_route_to_json`."""
+    row = json.loads(document)
+    status = RouteStatus(
+        state=RouteState(row["state"]),
+        epoch=row["served_epoch"],
+        generation=row["served_generation"],
+        reason=row["reason"],
+        message=row["message"],
+    )
+    return CurrentRoute(route=route_from_row(row), user_id=UserId(row["user_id"]), status=status)

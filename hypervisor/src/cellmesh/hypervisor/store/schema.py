@@ -63,6 +63,7 @@ VMS = Table(
     Column("running_time", BigInteger),
     Column("next_try_time", BigInteger),
     Column("vmm_pid", Integer, nullable=False),
+    Column("cold_start", String, nullable=False, server_default="ON_REQUEST"),
     Index("vms_in_order", "create_time", "vm_id"),
 )
 
@@ -86,6 +87,20 @@ CONTAINERS = Table(
     Column("message", Text, nullable=False),
     Column("start_time", BigInteger),
     Column("create_time", BigInteger, nullable=False),
+    Column("update_time", BigInteger, nullable=False),
+    Column("ingress_slot", Integer, nullable=False, server_default="0"),
+    Index("ingress_slots", "vm_id", "ingress_slot", unique=True),
+)
+
+ROUTES = Table(
+    "routes",
+    METADATA,
+    Column("vm_id", ForeignKey("vms.vm_id", ondelete="CASCADE"), primary_key=True),
+    Column("prefix", String, primary_key=True),
+    Column("container", String, nullable=False),
+    # 0 follows the container through its generations.
+    Column("generation", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
     Column("update_time", BigInteger, nullable=False),
 )
 
@@ -129,8 +144,37 @@ AGENT_BOOTS = Table(
     Column("time", BigInteger, nullable=False),
 )
 
-# Step n brings a database of version n to version n + 1. Steps are only ever added.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (METADATA.create_all,)
+# What a step says is said in SQL: the tables above go on changing, what a step did never does.
+_ROUTES = (
+    "ALTER TABLE vms ADD COLUMN cold_start VARCHAR DEFAULT 'ON_REQUEST' NOT NULL",
+    "ALTER TABLE containers ADD COLUMN ingress_slot INTEGER DEFAULT '0' NOT NULL",
+    """UPDATE containers SET ingress_slot = (
+           SELECT count(*) FROM containers AS other
+           WHERE other.vm_id = containers.vm_id AND other.name < containers.name)""",
+    "CREATE UNIQUE INDEX ingress_slots ON containers (vm_id, ingress_slot)",
+    """CREATE TABLE routes (
+           vm_id VARCHAR NOT NULL REFERENCES vms (vm_id) ON DELETE CASCADE,
+           prefix VARCHAR NOT NULL,
+           container VARCHAR NOT NULL,
+           generation BIGINT NOT NULL,
+           revision BIGINT NOT NULL,
+           update_time BIGINT NOT NULL,
+           PRIMARY KEY (vm_id, prefix))""",
+    "INSERT INTO routes SELECT vm_id, '/', 'sandbox-live', 0, 1, create_time FROM vms",
+    "INSERT INTO routes SELECT vm_id, '/dev/', 'sandbox-dev', 0, 1, create_time FROM vms",
+    """INSERT INTO routes SELECT vm_id, '/_/' || name || '/', name, 0, 1, create_time FROM containers
+           WHERE name NOT IN ('sandbox-live', 'sandbox-dev')""",
+)
+
+
+def _add_routes(connection: Connection) -> None:
+    for statement in _ROUTES:
+        connection.exec_driver_sql(statement)
+
+
+# Step n brings a database of version n + 1 to version n + 2; a new one is made as the last. Steps are only ever added.
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_routes,)
+_VERSION = len(MIGRATIONS) + 1
 
 
 class SchemaTooNew(Exception):
@@ -138,7 +182,7 @@ class SchemaTooNew(Exception):
 
     def __init__(self, found: int) -> None:
         super().__init__(
-            f"The database has schema version {found}, this hypervisor knows up to {len(MIGRATIONS)}; "
+            f"The database has schema version {found}, this hypervisor knows up to {_VERSION}; "
             "install the version that wrote it, or a later one."
         )
 
@@ -146,8 +190,11 @@ class SchemaTooNew(Exception):
 def migrate(connection: Connection) -> None:
     """Bring the database up to date; SchemaTooNew if a later version wrote it."""
     found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
-    if found > len(MIGRATIONS):
+    if found > _VERSION:
         raise SchemaTooNew(found)
-    for step in MIGRATIONS[found:]:
-        step(connection)
-    connection.execute(text(f"PRAGMA user_version = {len(MIGRATIONS)}"))
+    if found == 0:
+        METADATA.create_all(connection)
+    else:
+        for step in MIGRATIONS[found - 1 :]:
+            step(connection)
+    connection.execute(text(f"PRAGMA user_version = {_VERSION}"))

@@ -18,19 +18,24 @@ from cellmesh.hypervisor.domain.event import (
     Entry,
     NodeDrainChanged,
     Payload,
+    RouteRefused,
+    RouteSwitched,
     Subject,
     VmStateChanged,
 )
+from cellmesh.hypervisor.domain.route import CurrentRoute, Route, current
 from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
-from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, EVENTS, NODE, REQUESTS, VMS
+from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, EVENTS, NODE, REQUESTS, ROUTES, VMS
 from cellmesh.mesh.errors import RequestIdReused
 
 # The statements of every step of every VM are built once: building one costs more than SQLite takes to run it.
 _VM = select(VMS).where(VMS.c.vm_id == bindparam("key"))
 _VM_OF_USER = select(VMS).where(VMS.c.user_id == bindparam("key"))
 _CONTAINERS = select(CONTAINERS).where(CONTAINERS.c.vm_id == bindparam("key")).order_by(CONTAINERS.c.name)
+_ROUTES = select(ROUTES).where(ROUTES.c.vm_id == bindparam("key")).order_by(ROUTES.c.prefix)
 _ADD_VM = insert(VMS)
+_ADD_ROUTES = insert(ROUTES).inline()
 _SAVE_VM = update(VMS).where(VMS.c.vm_id == bindparam("key"))
 _ADD_ENTRY = insert(EVENTS).inline()
 
@@ -116,6 +121,20 @@ class Reading:
         found = (await self._connection.execute(_CONTAINERS, {"key": vm_id})).mappings()
         return [rows.container_from_row(dict(row)) for row in found]
 
+    async def routes(self, vm_id: str) -> Sequence[Route]:
+        """Return the routes of a VM, by prefix."""
+        found = (await self._connection.execute(_ROUTES, {"key": vm_id})).mappings()
+        return [rows.route_from_row(dict(row)) for row in found]
+
+    async def route(self, vm: Vm, prefix: str) -> CurrentRoute | None:
+        """Return a route of a VM and what requests for it get, or None."""
+        query = select(ROUTES).where(ROUTES.c.vm_id == vm.vm_id, ROUTES.c.prefix == prefix)
+        row = (await self._connection.execute(query)).mappings().first()
+        if row is None:
+            return None
+        route = rows.route_from_row(dict(row))
+        return current(route, vm, await self.container(vm.vm_id, route.target.container))
+
     async def boot(self, vm_id: str, epoch: int) -> Boot | None:
         """Return the boot an epoch belongs to, or None if no guest said Hello in it."""
         query = select(AGENT_BOOTS).where(AGENT_BOOTS.c.vm_id == vm_id, AGENT_BOOTS.c.epoch == epoch)
@@ -186,9 +205,10 @@ class Transaction(Reading):
         self.now = now
         self._trace_id = trace_id
         self.touched: set[str] = set()
-        # What this transaction stored last, by VM and by container; None is a VM that is gone.
+        # What this transaction stored last, by VM, container and route; None is a VM that is gone.
         self.stored_vms: dict[str, Vm | None] = {}
         self.stored_containers: dict[tuple[str, str], Container] = {}
+        self.stored_routes: dict[tuple[str, str], Route] = {}
 
     async def add_vm(self, vm: Vm) -> None:
         """Store a new VM."""
@@ -239,6 +259,27 @@ class Transaction(Reading):
         self.touched.add(container.vm_id)
         self.stored_containers[container.vm_id, container.name] = container
         return container
+
+    async def add_routes(self, routes: Sequence[Route]) -> None:
+        """Store new routes of a VM; what made them necessary is what the log tells."""
+        await self._connection.execute(_ADD_ROUTES, [rows.route_to_row(route) for route in routes])
+        for route in routes:
+            self.touched.add(route.vm_id)
+            self.stored_routes[route.vm_id, route.prefix] = route
+
+    async def switch_route(
+        self, route: Route, payload: RouteSwitched | RouteRefused, *, epoch: int, generation: int
+    ) -> Route:
+        """Store where a route leads from now on, with why, and return it as stored."""
+        route = replace(route, revision=route.revision + 1, update_time=self.now)
+        statement = update(ROUTES).where(ROUTES.c.vm_id == route.vm_id, ROUTES.c.prefix == route.prefix)
+        await self._connection.execute(statement.values(rows.route_to_row(route)))
+        subject = Subject(
+            vm_id=route.vm_id, container_name=payload.target.container, epoch=epoch, generation=generation
+        )
+        await self.log(subject, payload)
+        self.stored_routes[route.vm_id, route.prefix] = route
+        return route
 
     async def log(self, subject: Subject, payload: Payload | None, *, vm: Vm | None = None) -> None:
         """Append one entry to the log."""
