@@ -111,7 +111,7 @@ async def test_the_mirror_shows_what_was_committed(store: Store, tmp_path: Path)
         await tx.add_vm(kept)
         await tx.add_vm(gone)
         await tx.save_container(make_container(kept.vm_id, "b"), None)
-        await tx.save_container(make_container(kept.vm_id, "a"), None)
+        await tx.save_container(make_container(kept.vm_id, "a", ingress_slot=1), None)
         deleting = await tx.save_vm(gone.move(VmState.DELETING), gone)
         await tx.save_vm(deleting.move(VmState.DELETED), deleting)
     async with store.reading() as reading:

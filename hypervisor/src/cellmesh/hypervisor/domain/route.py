@@ -146,9 +146,7 @@ def _of_vm(vm: Vm) -> RouteStatus:
         if vm.state is not VmState.STOPPED:
             return _waiting(WaitReason.VM_STOPPING, "The VM is being stopped; ask again when it is.")
         if vm.spec.cold_start is ColdStart.NEVER:
-            return _waiting(
-                WaitReason.VM_STOPPED, "The VM is stopped, and only StartVm starts it."
-            )
+            return _waiting(WaitReason.VM_STOPPED, "The VM is stopped, and only StartVm starts it.")
         return _waiting(WaitReason.VM_STOPPED, "The VM is stopped; a request to it starts it.")
     if vm.state is VmState.FAILED:
         return _waiting(WaitReason.VM_FAILED, f"The VM FAILED.{said}")

@@ -71,7 +71,6 @@ class Mirror:
         vm = self._vms.get(vm_id)
         if vm is None:
             return []
-        routes, containers = self._routes.get(vm_id, {}), self._containers.get(vm_id, {})
-        return [
-            current(routes[prefix], vm, containers.get(routes[prefix].target.container)) for prefix in sorted(routes)
-        ]
+        containers = self._containers.get(vm_id, {})
+        routes = sorted(self._routes.get(vm_id, {}).items())
+        return [current(route, vm, containers.get(route.target.container)) for _, route in routes]
