@@ -12,7 +12,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
-from cellmesh.mesh.identity import Role
+from cellmesh.mesh.identity import EDGE, Role
 from cellmesh.mesh.limits import SERVICE_MESSAGE_BYTES
 from cellmesh.mesh.policy import policy_of
 from cellmesh.mesh.server import GuestServer, MeshServer
@@ -26,7 +26,8 @@ KNOWN = {"request_id": lambda: str(uuid.uuid4())}
 
 
 # Only the hypervisor calls the others, in a guest; the agent answers for itself, without the mesh.
-SERVED = [method for method in METHODS if {Role.OPERATOR, Role.GUEST_AGENT} & policy_of(path_of(method)).callers]
+OUTSIDERS = {Role.OPERATOR, Role.GUEST_AGENT, Role.EDGE}
+SERVED = [method for method in METHODS if OUTSIDERS & policy_of(path_of(method)).callers]
 each_served = pytest.mark.parametrize("served", SERVED, ids=path_of)
 
 
@@ -36,7 +37,7 @@ async def _nothing(_: grpc.aio.ServicerContext[Any, Any]) -> None:
 
 @asynccontextmanager
 async def _serving(method: MethodDescriptor, directory: Path) -> AsyncIterator[tuple[Path, AnyService]]:
-    """Serve every RPC where a caller of `method` calls: its operator's socket, or its guest's."""
+    """Serve every RPC where a caller of `method` calls: its operator's socket, its guest's, or the edge's."""
     service = AnyService(_nothing)
     path = directory / "s.sock"
     if Role.GUEST_AGENT in policy_of(path_of(method)).callers:
@@ -48,7 +49,10 @@ async def _serving(method: MethodDescriptor, directory: Path) -> AsyncIterator[t
             await guest.stop()
     else:
         mesh = MeshServer([service.register])
-        mesh.add_operator_socket(path)
+        if Role.OPERATOR in policy_of(path_of(method)).callers:
+            mesh.add_operator_socket(path)
+        else:
+            mesh.add_unix_socket(path, services=[service.register], caller=EDGE)
         async with mesh:
             yield path, service
 

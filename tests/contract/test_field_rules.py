@@ -14,9 +14,9 @@ from support.samples import sample, violations
 FROM_GUESTS = tuple(method for method in METHODS if method.containing_service.name.startswith("Guest"))
 
 
-def test_every_field_of_a_request_has_the_rules_it_needs(method: MethodDescriptor) -> None:
+def test_every_field_of_a_request_has_the_rules_it_needs(own: MethodDescriptor) -> None:
     """No request carries a text, list or blob without end, a control character, an unknown enum or a negative time."""
-    assert unruled(method.input_type) == []
+    assert unruled(own.input_type) == []
 
 
 @pytest.mark.parametrize("asked", FROM_GUESTS, ids=path_of)
@@ -39,6 +39,8 @@ def test_a_field_without_rules_is_noticed() -> None:
         "planted.Request.name lets through: right to left",
         "planted.Request.name lets through: terminal escape",
         "planted.Request.places lets through: too many",
+        "planted.Request.labels lets through: huge",
+        "planted.Request.labels lets through: too many",
         "planted.Request.wait lets through: negative",
     ]
 
@@ -70,6 +72,11 @@ def _planted() -> Descriptor:
     request.field.add(name="kind", number=2, type=field.TYPE_ENUM, type_name=".planted.Kind", label=one)
     request.field.add(name="name", number=3, type=field.TYPE_STRING, label=one)
     request.field.add(name="places", number=4, type=field.TYPE_UINT32, label=many)
+    entry = request.nested_type.add(name="LabelsEntry", options=descriptor_pb2.MessageOptions(map_entry=True))
+    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=one)
+    entry.field.add(name="value", number=2, type=field.TYPE_STRING, label=one)
+    labels = ".planted.Request.LabelsEntry"
+    request.field.add(name="labels", number=6, type=field.TYPE_MESSAGE, type_name=labels, label=many)
     duration = ".google.protobuf.Duration"
     request.field.add(name="wait", number=5, type=field.TYPE_MESSAGE, type_name=duration, label=one)
     pool = descriptor_pool.Default()

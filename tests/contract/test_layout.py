@@ -23,9 +23,9 @@ _MEMBERS = {
 }
 # What each distribution may take of cellmesh.
 _OURS = {
-    "gen": {"cellmesh.api"},
+    "gen": {"cellmesh.api", "cellmesh.envoy"},
     "mesh": {"cellmesh.api", "cellmesh.mesh"},
-    "hypervisor": {"cellmesh.api", "cellmesh.mesh", "cellmesh.hypervisor", "cellmesh.image"},
+    "hypervisor": {"cellmesh.api", "cellmesh.envoy", "cellmesh.mesh", "cellmesh.hypervisor", "cellmesh.image"},
     "guest-agent": {"cellmesh.api", "cellmesh.guest"},
     "guest-agent/image": {"cellmesh.image"},
     "cli": {"cellmesh.api", "cellmesh.mesh", "cellmesh.hypervisor", "cellmesh.image", "cellmesh.cli"},

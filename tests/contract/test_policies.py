@@ -11,10 +11,15 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
 
 from cellmesh.api.options.v1 import method_pb2
+from cellmesh.mesh.identity import Role
 from cellmesh.mesh.policy import Retry, missing_policies, policy_of
-from support.contracts import FILES, METHODS, path_of
+from support.contracts import ENVOYS, FILES, METHODS, path_of
 
 _READS = re.compile(r"^(Get|List|Watch|Stream|Check)[A-Z]")
+# Changes that may be asked for any number of times, and why that is right without a request_id.
+_REPEATABLE = {
+    "/cellmesh.api.hypervisor.v1.RouteService/ActivateRoute": "it wants a state, and a VM that is wanted is left alone",
+}
 
 
 def test_every_rpc_has_a_complete_policy() -> None:
@@ -39,6 +44,9 @@ def test_mutations_carry_a_request_id(method: MethodDescriptor) -> None:
         # Exec: its `exec_id` does what a request_id does, in the first frame.
         assert policy_of(path_of(method)).retry is Retry.NONE
         return
+    if path_of(method) in _REPEATABLE:
+        assert policy_of(path_of(method)).retry is Retry.SAFE
+        return
     assert policy_of(path_of(method)).retry is Retry.REQUEST_ID
     assert "request_id" in method.input_type.fields_by_name
 
@@ -50,10 +58,31 @@ def test_reads_are_safe_to_repeat(method: MethodDescriptor) -> None:
         assert "request_id" not in method.input_type.fields_by_name
 
 
-def test_messages_are_named_after_their_rpc(method: MethodDescriptor) -> None:
+def test_exceptions_name_rpcs_that_exist() -> None:
+    """An exception for an RPC that was renamed or removed would excuse nothing, or the wrong thing."""
+    assert {path_of(method) for method in METHODS} >= set(_REPEATABLE)
+
+
+def test_messages_are_named_after_their_rpc(own: MethodDescriptor) -> None:
     """Each RPC has a request and an answer of its own, so that either can grow."""
-    assert method.input_type.name == f"{method.name}Request"
-    assert method.output_type.name == f"{method.name}Response"
+    assert own.input_type.name == f"{own.name}Request"
+    assert own.output_type.name == f"{own.name}Response"
+
+
+@pytest.mark.parametrize("envoys", ENVOYS, ids=path_of)
+def test_only_the_edge_speaks_envoys_contracts(envoys: MethodDescriptor) -> None:
+    """What our rules for messages and names leave out is what nobody but the edge may send, and is never repeated."""
+    assert policy_of(path_of(envoys)).callers == {Role.EDGE}
+    assert policy_of(path_of(envoys)).retry is Retry.NONE
+    assert envoys.containing_service.file.name.startswith("cellmesh/envoy/")
+
+
+def test_envoys_contracts_are_those_of_its_folder() -> None:
+    """No contract of ours escapes our rules by calling itself Envoy's, nor does one of Envoy's pass for ours."""
+    assert ENVOYS
+    assert {file.name for file in FILES if file.package.startswith("envoy.")} == {
+        file.name for file in FILES if file.name.startswith("cellmesh/envoy/")
+    }
 
 
 def _planted(option: method_pb2.MethodPolicy | None) -> list[str]:

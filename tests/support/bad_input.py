@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from cellmesh.mesh.limits import SERVICE_MESSAGE_BYTES
 from support.mutants import Mutant, concerns, mutants
 from support.raw_calls import Outcome
-from support.samples import paths, written
+from support.samples import is_map, paths, written
 
 CONTROLS = frozenset({"nul", "newline", "carriage return", "terminal escape", "c1 control", "right to left"})
 FREE_TEXT = {
@@ -85,7 +85,7 @@ def _kinds(field: FieldDescriptor) -> Iterator[str]:
         yield "huge"
         if field.full_name not in FREE_TEXT:
             yield from CONTROLS
-    elif field.type == FieldDescriptor.TYPE_BYTES:
+    elif field.type == FieldDescriptor.TYPE_BYTES or is_map(field):
         yield "huge"
     elif field.enum_type is not None:
         yield from ("unknown", "negative")

@@ -28,6 +28,9 @@ FILES = load_contracts()
 METHODS: list[MethodDescriptor] = [
     method for file in FILES for service in file.services_by_name.values() for method in service.methods
 ]
+# Envoy's own services: we keep its names and numbers, so that their messages are shaped as it wants, not as we do.
+ENVOYS: list[MethodDescriptor] = [method for method in METHODS if method.full_name.startswith("envoy.")]
+OWN: list[MethodDescriptor] = [method for method in METHODS if method not in ENVOYS]
 
 
 def path_of(method: MethodDescriptor) -> str:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from support.samples import Known, Path, parent, paths, put, rules_of, sample, violations, written
+from support.samples import Known, Path, is_map, parent, paths, put, rules_of, sample, violations, written
 
 HUGE = 100_000
 MANY = 300
@@ -145,7 +145,7 @@ def _of_field(descriptor: Descriptor, path: Path, known: Known) -> Iterator[tupl
     if field.is_repeated:
         crowded = sample(descriptor, known, along=path)
         holder = parent(crowded, path)
-        put(holder, field, list(getattr(holder, field.name)) * MANY)
+        put(holder, field, _many(field) if is_map(field) else list(getattr(holder, field.name)) * MANY)
         yield "too many", crowded
 
 
@@ -168,7 +168,14 @@ def _other_spellings(descriptor: Descriptor, path: Path, known: Known) -> Iterat
         yield kind, message
 
 
+def _many(field: FieldDescriptor) -> list[Message]:
+    """Return as many entries of a map, no two of a key."""
+    return [GetMessageClass(field.message_type)(key=str(place)) for place in range(MANY)]
+
+
 def _odd_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
+    if is_map(field):
+        yield "huge", GetMessageClass(field.message_type)(key="a" * HUGE)
     if field.type == FieldDescriptor.TYPE_STRING:
         yield from BAD_TEXT.items()
     elif field.type == FieldDescriptor.TYPE_BYTES:

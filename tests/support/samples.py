@@ -31,11 +31,11 @@ _WHOLE = frozenset({Duration.DESCRIPTOR.full_name, Timestamp.DESCRIPTOR.full_nam
 
 
 def paths(descriptor: Descriptor, above: Path = ()) -> Iterator[Path]:
-    """Give every field that can be reached from a message, every branch of a oneof included."""
+    """Give every field that can be reached from a message, every branch of a oneof included; a map is one field."""
     for field in descriptor.fields:
         here = (*above, field)
         yield here
-        if field.message_type is not None and field.message_type.full_name not in _WHOLE:
+        if field.message_type is not None and field.message_type.full_name not in _WHOLE and not is_map(field):
             yield from paths(field.message_type, here)
 
 
@@ -56,9 +56,17 @@ def sample(descriptor: Descriptor, known: Known, *, along: Path = ()) -> Message
     return message
 
 
+def is_map(field: FieldDescriptor) -> bool:
+    """Tell whether a field is a map, which the descriptors have as a list of entries."""
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
 def put(message: Message, field: FieldDescriptor, value: Any) -> None:
-    """Set a field of any kind."""
-    if field.is_repeated:
+    """Set a field of any kind; a list's items or a map's entries come as a list."""
+    if is_map(field):
+        message.ClearField(field.name)
+        message.MergeFrom(type(message)(**{field.name: {entry.key: entry.value for entry in value}}))
+    elif field.is_repeated:
         message.ClearField(field.name)
         getattr(message, field.name).extend(value)
     elif field.message_type is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,15 +15,21 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from cellmesh.api.hypervisor.v1 import vm_service_pb2, vm_service_pb2_grpc
+from cellmesh.api.hypervisor.v1 import (
+    route_service_pb2,
+    route_service_pb2_grpc,
+    vm_service_pb2,
+    vm_service_pb2_grpc,
+)
 from cellmesh.mesh import interceptor, status
 from cellmesh.mesh.channel import unix_channel
 from cellmesh.mesh.errors import DeadlineExceeded, DownstreamUnavailable, RemoteError
-from cellmesh.mesh.identity import OPERATOR, caller
+from cellmesh.mesh.identity import EDGE, OPERATOR, caller
 from cellmesh.mesh.logs import LineBudget
 from cellmesh.mesh.policy import MethodPolicy, PolicyMissing, policy_of
 from cellmesh.mesh.server import GuestServer, MeshServer
 from cellmesh.mesh.unix_socket import SocketUnavailable
+from support.route_service import ACTIVATE, Routes
 from support.vm_service import GET, Vms
 
 _PATIENCE = 30.0
@@ -161,6 +168,70 @@ async def test_guest_cannot_fill_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_further_socket_serves_what_it_was_given_to_whom_it_is_for(path: Path, tmp_path: Path) -> None:
+    """On the edge's socket a caller is the edge, may do what the edge may, and finds nothing else of the server."""
+    edge, vms, routes = tmp_path / "edge.sock", Vms(), Routes()
+    server = _server(vms, path)
+    server.add_unix_socket(edge, services=[routes.register], caller=EDGE)
+    async with server, unix_channel(edge, downstream="d") as channel:
+        assert stat.S_IMODE(edge.stat().st_mode) == 0o660
+        stub = route_service_pb2_grpc.RouteServiceStub(channel)
+        await stub.ActivateRoute(ACTIVATE)
+        with pytest.raises(RemoteError) as refusal:
+            await stub.GetRoute(route_service_pb2.GetRouteRequest(vm_id=ACTIVATE.user_id, prefix="/"))
+        assert refusal.value.reason == "CALLER_NOT_ALLOWED"
+        absent = (
+            vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET),
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()),
+            _services(channel),
+        )
+        for call in absent:
+            with pytest.raises(RemoteError) as refusal:
+                await call
+            assert refusal.value.code.name == "UNIMPLEMENTED"
+    assert (routes.callers, vms.asked) == ({EDGE}, 0)
+    assert not edge.exists()
+
+
+@pytest.mark.asyncio
+async def test_operator_does_not_find_what_a_further_socket_serves(path: Path, tmp_path: Path) -> None:
+    """What was added for the edge alone is on no other listener."""
+    server = _server(Vms(), path)
+    server.add_unix_socket(tmp_path / "edge.sock", services=[Routes().register], caller=EDGE)
+    async with server, unix_channel(path, downstream="d") as channel:
+        with pytest.raises(RemoteError) as refusal:
+            await route_service_pb2_grpc.RouteServiceStub(channel).ActivateRoute(ACTIVATE)
+        assert refusal.value.code.name == "UNIMPLEMENTED"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a socket to another group")
+@pytest.mark.parametrize("gid", [None, 599_999])
+@pytest.mark.asyncio
+async def test_further_socket_belongs_to_the_group_it_is_for(path: Path, gid: int | None) -> None:
+    """Its group is the one named, and its owner stays the process's own."""
+    server = MeshServer([])
+    server.add_unix_socket(path, services=[Routes().register], caller=EDGE, gid=gid)
+    async with server:
+        found = path.stat()
+    assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid() if gid is None else gid)
+    assert stat.S_IMODE(found.st_mode) == 0o660
+
+
+@pytest.mark.asyncio
+async def test_further_socket_cannot_fill_the_log(path: Path) -> None:
+    """Whoever stands behind the edge and is refused again and again gets a few lines."""
+    server = MeshServer([])
+    server.add_unix_socket(path, services=[Routes().register], caller=EDGE)
+    with structlog.testing.capture_logs() as lines:
+        async with server, unix_channel(path, downstream="d") as channel:
+            stub = route_service_pb2_grpc.RouteServiceStub(channel)
+            for _ in range(100):
+                with pytest.raises(RemoteError):
+                    await stub.ActivateRoute(route_service_pb2.ActivateRouteRequest())
+    assert 20 <= sum(line["event"] == "call.refused" for line in lines) < 40
+
+
+@pytest.mark.asyncio
 async def test_stop_lets_calls_end(path: Path) -> None:
     """A call that runs when the server stops gets its answer, and a watcher of health hears NOT_SERVING first."""
     go = asyncio.Event()
@@ -274,3 +345,14 @@ def test_service_without_policy_does_not_start() -> None:
 
     with pytest.raises(PolicyMissing, match=r"planted\.v1\.Nobody/Knows"):
         MeshServer([register])
+
+
+def test_service_without_policy_gets_no_further_socket(path: Path) -> None:
+    """Nor is such a service served beside the others, and nothing is left of the try."""
+
+    def register(server: grpc.aio.Server) -> None:
+        server.add_registered_method_handlers("planted.v1.Nobody", {"Knows": object()})  # type: ignore[attr-defined]
+
+    with pytest.raises(PolicyMissing, match=r"planted\.v1\.Nobody/Knows"):
+        MeshServer([]).add_unix_socket(path, services=[register], caller=EDGE)
+    assert not path.exists()

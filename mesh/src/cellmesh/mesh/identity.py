@@ -43,10 +43,11 @@ class Caller:
     role: Role
     """What it is."""
     name: str
-    """Which one: a SPIFFE id, `operator`, or the id of the VM its vsock belongs to."""
+    """Which one: a SPIFFE id, `operator`, `edge`, or the id of the VM its vsock belongs to."""
 
 
 OPERATOR = Caller(role=Role.OPERATOR, name="operator")
+EDGE = Caller(role=Role.EDGE, name="edge")
 
 _current: ContextVar[Caller | None] = ContextVar("cellmesh_caller", default=None)
 

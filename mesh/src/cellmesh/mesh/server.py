@@ -43,8 +43,8 @@ _SERVICE_STREAMS = 1024
 class MeshServer:
     """The listeners of one service.
 
-    Add listeners, `start`, and `stop` once; or use it as an async context manager. Adding raises OSError if an address
-    cannot be served on.
+    `services` are what operators and other services reach. Add listeners, `start`, and `stop` once; or use it as an
+    async context manager. Adding raises OSError if an address cannot be served on.
     """
 
     def __init__(self, services: Sequence[Register]) -> None:
@@ -62,6 +62,24 @@ class MeshServer:
         _add_operator_services(server, self._names)
         _bind(server, f"unix:{path}")
         unix_socket.hand_over(path, mode=0o600)
+
+    def add_unix_socket(
+        self, path: Path, *, services: Sequence[Register], caller: Caller, mode: int = 0o660, gid: int | None = None
+    ) -> None:
+        """Serve only these services on a unix socket, where whoever may connect is `caller`.
+
+        `mode` and `gid`, None being the process's own, say who may: connecting takes the right to write. There is no
+        reflection, channelz or health here, and a caller that is refused again and again writes few log lines.
+        """
+        _check(services)
+        self._claims.enter_context(unix_socket.claim(path))
+        interceptor = PolicyInterceptor(
+            lambda _: caller, tracing=telemetry.server_interceptor(), lines=logs.LineBudget()
+        )
+        server = _policed(interceptor, services)
+        self._servers.append(server)
+        _bind(server, f"unix:{path}")
+        unix_socket.hand_over(path, mode=mode, owner=None if gid is None else (-1, gid))
 
     def add_mtls(self, address: str, identity: Identity) -> int:
         """Serve on `host:port` to callers with a certificate of our trust domain; return the port."""
@@ -107,9 +125,7 @@ class MeshServer:
         await self.stop()
 
     def _server(self, interceptor: PolicyInterceptor) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[interceptor], options=_options(SERVICE_MESSAGE_BYTES, _SERVICE_STREAMS))
-        for register in self._services:
-            register(server)
+        server = _policed(interceptor, self._services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._servers.append(server)
         return server
@@ -152,6 +168,13 @@ def require_upb() -> None:
     """Refuse to run on the pure Python protobuf: it is too slow, and its limits are not those that were tested."""
     if (kind := api_implementation.Type()) != "upb":
         raise RuntimeError(f"protobuf runs as {kind!r}, not 'upb'. Install the binary wheel of protobuf.")
+
+
+def _policed(interceptor: PolicyInterceptor, services: Sequence[Register]) -> grpc.aio.Server:
+    server = grpc.aio.server(interceptors=[interceptor], options=_options(SERVICE_MESSAGE_BYTES, _SERVICE_STREAMS))
+    for register in services:
+        register(server)
+    return server
 
 
 def _options(message_bytes: int, streams: int) -> list[tuple[str, int]]:

@@ -46,7 +46,7 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def hand_over(path: Path, *, mode: int | None = None, owner: tuple[int, int] | None = None) -> None:
-    """Set who may connect to a bound socket: connecting takes the right to write."""
+    """Set who may connect to a bound socket: connecting takes the right to write. An owner's -1 leaves what is."""
     if owner is not None:
         os.chown(path, *owner, follow_symlinks=False)
     if mode is not None:

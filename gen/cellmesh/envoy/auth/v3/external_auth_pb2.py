@@ -26,7 +26,7 @@ from cellmesh.api.options.v1 import method_pb2 as cellmesh_dot_api_dot_options_d
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*cellmesh/envoy/auth/v3/external_auth.proto\x12\x15\x65nvoy.service.auth.v3\x1a$cellmesh/api/options/v1/method.proto\x1a\x17google/rpc/status.proto\"K\n\x0c\x43heckRequest\x12;\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContext\"\xa5\x04\n\x10\x41ttributeContext\x12@\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.Request\x12Z\n\x12\x63ontext_extensions\x18\n \x03(\x0b\x32>.envoy.service.auth.v3.AttributeContext.ContextExtensionsEntry\x1a\x38\n\x16\x43ontextExtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aL\n\x07Request\x12\x41\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequest\x1a\xea\x01\n\x0bHttpRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12Q\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0e\n\x06scheme\x18\x06 \x01(\t\x12\x10\n\x08protocol\x18\n \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc8\x01\n\rCheckResponse\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x44\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00\x12<\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00\x42\x0f\n\rhttp_response\"\x90\x01\n\x12\x44\x65niedHttpResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatus\x12\x39\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"f\n\x0eOkHttpResponse\x12\x39\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\x12\x19\n\x11headers_to_remove\x18\x05 \x03(\t\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\"^\n\x11HeaderValueOption\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32\".envoy.service.auth.v3.HeaderValue\x12\x15\n\rappend_action\x18\x03 \x01(\r\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t2v\n\rAuthorization\x12\x65\n\x05\x43heck\x12#.envoy.service.auth.v3.CheckRequest\x1a$.envoy.service.auth.v3.CheckResponse\"\x11\xa2\xbb\x18\r\n\x02\x08\x01\x12\x02\x08\x02\x18\x01*\x01\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*cellmesh/envoy/auth/v3/external_auth.proto\x12\x15\x65nvoy.service.auth.v3\x1a$cellmesh/api/options/v1/method.proto\x1a\x17google/rpc/status.proto\"K\n\x0c\x43heckRequest\x12;\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContext\"\xaf\x04\n\x10\x41ttributeContext\x12@\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.Request\x12Z\n\x12\x63ontext_extensions\x18\n \x03(\x0b\x32>.envoy.service.auth.v3.AttributeContext.ContextExtensionsEntry\x1a\x38\n\x16\x43ontextExtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aL\n\x07Request\x12\x41\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequest\x1a\xf4\x01\n\x0bHttpRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12V\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntryB\x03\x80\x01\x01\x12\x11\n\x04path\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0e\n\x06scheme\x18\x06 \x01(\t\x12\x10\n\x08protocol\x18\n \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc8\x01\n\rCheckResponse\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x44\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00\x12<\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00\x42\x0f\n\rhttp_response\"\x90\x01\n\x12\x44\x65niedHttpResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatus\x12\x39\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"f\n\x0eOkHttpResponse\x12\x39\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\x12\x19\n\x11headers_to_remove\x18\x05 \x03(\t\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\"^\n\x11HeaderValueOption\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32\".envoy.service.auth.v3.HeaderValue\x12\x15\n\rappend_action\x18\x03 \x01(\r\".\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\tB\x03\x80\x01\x01\x32v\n\rAuthorization\x12\x65\n\x05\x43heck\x12#.envoy.service.auth.v3.CheckRequest\x1a$.envoy.service.auth.v3.CheckResponse\"\x11\xa2\xbb\x18\r\n\x02\x08\x01\x12\x02\x08\x02\x18\x01*\x01\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,32 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_options = b'8\001'
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._loaded_options = None
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST'].fields_by_name['headers']._loaded_options = None
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST'].fields_by_name['headers']._serialized_options = b'\200\001\001'
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST'].fields_by_name['path']._loaded_options = None
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST'].fields_by_name['path']._serialized_options = b'\200\001\001'
+  _globals['_HEADERVALUE'].fields_by_name['value']._loaded_options = None
+  _globals['_HEADERVALUE'].fields_by_name['value']._serialized_options = b'\200\001\001'
   _globals['_AUTHORIZATION'].methods_by_name['Check']._loaded_options = None
   _globals['_AUTHORIZATION'].methods_by_name['Check']._serialized_options = b'\242\273\030\r\n\002\010\001\022\002\010\002\030\001*\001\010'
   _globals['_CHECKREQUEST']._serialized_start=132
   _globals['_CHECKREQUEST']._serialized_end=207
   _globals['_ATTRIBUTECONTEXT']._serialized_start=210
-  _globals['_ATTRIBUTECONTEXT']._serialized_end=759
+  _globals['_ATTRIBUTECONTEXT']._serialized_end=769
   _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_start=388
   _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_end=444
   _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=446
   _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=522
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=525
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=759
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=713
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=759
-  _globals['_CHECKRESPONSE']._serialized_start=762
-  _globals['_CHECKRESPONSE']._serialized_end=962
-  _globals['_DENIEDHTTPRESPONSE']._serialized_start=965
-  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1109
-  _globals['_OKHTTPRESPONSE']._serialized_start=1111
-  _globals['_OKHTTPRESPONSE']._serialized_end=1213
-  _globals['_HTTPSTATUS']._serialized_start=1215
-  _globals['_HTTPSTATUS']._serialized_end=1241
-  _globals['_HEADERVALUEOPTION']._serialized_start=1243
-  _globals['_HEADERVALUEOPTION']._serialized_end=1337
-  _globals['_HEADERVALUE']._serialized_start=1339
-  _globals['_HEADERVALUE']._serialized_end=1380
-  _globals['_AUTHORIZATION']._serialized_start=1382
-  _globals['_AUTHORIZATION']._serialized_end=1500
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=769
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=723
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=769
+  _globals['_CHECKRESPONSE']._serialized_start=772
+  _globals['_CHECKRESPONSE']._serialized_end=972
+  _globals['_DENIEDHTTPRESPONSE']._serialized_start=975
+  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1119
+  _globals['_OKHTTPRESPONSE']._serialized_start=1121
+  _globals['_OKHTTPRESPONSE']._serialized_end=1223
+  _globals['_HTTPSTATUS']._serialized_start=1225
+  _globals['_HTTPSTATUS']._serialized_end=1251
+  _globals['_HEADERVALUEOPTION']._serialized_start=1253
+  _globals['_HEADERVALUEOPTION']._serialized_end=1347
+  _globals['_HEADERVALUE']._serialized_start=1349
+  _globals['_HEADERVALUE']._serialized_end=1395
+  _globals['_AUTHORIZATION']._serialized_start=1397
+  _globals['_AUTHORIZATION']._serialized_end=1515
 # @@protoc_insertion_point(module_scope)
