@@ -1,5 +1,8 @@
 """What answers for a route."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,3 +16,7 @@ class Endpoint:
     container: str = ""
     epoch: int = 0
     generation: int = 0
+
+
+Endpoints = Mapping[str, Endpoint | None]
+"""Changes of clusters by name; None is one that is gone."""

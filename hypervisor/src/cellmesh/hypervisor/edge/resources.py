@@ -1,0 +1,109 @@
+"""Clusters and endpoints as Envoy reads them.
+
+A cluster never changes while it is there: all that a switch touches is its endpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import timedelta
+
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import UInt32Value
+
+from cellmesh.envoy.cluster.v3 import cluster_pb2
+from cellmesh.envoy.discovery.v3 import discovery_pb2
+from cellmesh.envoy.endpoint.v3 import endpoint_pb2
+from cellmesh.hypervisor.edge.endpoint import Endpoint
+
+CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+METADATA = "cellmesh"
+"""Under which name the access log finds whose an endpoint is."""
+
+_EDS = 3
+_VERSION_3 = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterLimits:
+    """How much one route of one user may have going on at once."""
+
+    connections: int = 128
+    """Connections to its container, WebSockets among them; the guest's relay takes no more."""
+    pending_requests: int = 128
+    """Requests that wait for one of these."""
+    connect_timeout: timedelta = timedelta(seconds=2)
+    """How long a connection may take."""
+    buffer_bytes: int = 32 * 1024
+    """How much a connection holds before its sender has to wait."""
+
+
+def cluster(name: str, limits: ClusterLimits) -> discovery_pb2.Resource:
+    """Return a cluster whose endpoint comes by the stream that told of it."""
+    message = cluster_pb2.Cluster(
+        name=name,
+        type=_EDS,
+        eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(
+            eds_config=cluster_pb2.Cluster.ConfigSource(
+                ads=cluster_pb2.Cluster.AggregatedConfigSource(), resource_api_version=_VERSION_3
+            )
+        ),
+        connect_timeout=limits.connect_timeout,
+        per_connection_buffer_limit_bytes=UInt32Value(value=limits.buffer_bytes),
+        circuit_breakers=cluster_pb2.Cluster.CircuitBreakers(
+            thresholds=[
+                cluster_pb2.Cluster.Thresholds(
+                    max_connections=UInt32Value(value=limits.connections),
+                    max_pending_requests=UInt32Value(value=limits.pending_requests),
+                    max_requests=UInt32Value(value=limits.connections + limits.pending_requests),
+                    # All that wait when a container goes away may look for the next one at once.
+                    max_retries=UInt32Value(value=limits.connections + limits.pending_requests),
+                )
+            ]
+        ),
+    )
+    return _resource(name, CLUSTER, message)
+
+
+def assignment(name: str, endpoint: Endpoint) -> discovery_pb2.Resource:
+    """Return where the requests of a cluster go."""
+    owner = Struct()
+    if endpoint.vm_id:
+        # Numbers as text: a Struct knows floating point only.
+        owner.update(
+            {
+                "vm_id": endpoint.vm_id,
+                "container": endpoint.container,
+                "epoch": str(endpoint.epoch),
+                "generation": str(endpoint.generation),
+            }
+        )
+    message = endpoint_pb2.ClusterLoadAssignment(
+        cluster_name=name,
+        endpoints=[
+            endpoint_pb2.ClusterLoadAssignment.LocalityLbEndpoints(
+                lb_endpoints=[
+                    endpoint_pb2.ClusterLoadAssignment.LbEndpoint(
+                        endpoint=endpoint_pb2.ClusterLoadAssignment.Endpoint(
+                            address=endpoint_pb2.ClusterLoadAssignment.Address(
+                                pipe=endpoint_pb2.ClusterLoadAssignment.Pipe(path=str(endpoint.path))
+                            )
+                        ),
+                        metadata=endpoint_pb2.ClusterLoadAssignment.Metadata(filter_metadata={METADATA: owner}),
+                    )
+                ]
+            )
+        ],
+    )
+    return _resource(name, ENDPOINT, message)
+
+
+def _resource(name: str, type_url: str, message: Message) -> discovery_pb2.Resource:
+    """Return a message with a version made of what it says: the same after a restart of ours."""
+    value = message.SerializeToString(deterministic=True)
+    made = discovery_pb2.Resource(name=name, version=hashlib.sha256(value).hexdigest()[:16])
+    made.resource.type_url, made.resource.value = type_url, value
+    return made
