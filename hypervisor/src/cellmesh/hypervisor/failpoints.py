@@ -20,6 +20,7 @@ NAMES = tuple(
         "start.pid_committed",
         "start.running_committed",
         "container.starting_committed",
+        "switch.committed",
         "stop.wish_committed",
         "stop.stopping_committed",
         "stop.agent_asked",

@@ -1,0 +1,215 @@
+"""Switching a route: committed first, then served by the edge; what the edge refuses is undone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Protocol
+
+import structlog
+
+from cellmesh.hypervisor.domain import event
+from cellmesh.hypervisor.domain.container import Container
+from cellmesh.hypervisor.domain.errors import (
+    ContainerNotFound,
+    EdgeUnreachable,
+    GenerationNotFound,
+    NodeShuttingDown,
+    RouteChanged,
+    RouteNotFound,
+    RouteRefused,
+    VmDeleting,
+)
+from cellmesh.hypervisor.domain.route import CurrentRoute, Route, RouteTarget, current
+from cellmesh.hypervisor.domain.vm import DesiredState
+from cellmesh.hypervisor.lifecycle.vms import found
+from cellmesh.hypervisor.store import Intent, Store, Transaction
+from cellmesh.hypervisor.store.rows import current_route_from_json, current_route_to_json
+from cellmesh.mesh.errors import InternalError, MeshError
+
+# What the edge has to take a switch or to refuse it; whoever asked for it may have gone before.
+_SETTLES = timedelta(seconds=10)
+_log = structlog.get_logger()
+
+
+class Edge(Protocol):
+    """The edge, which by itself follows what is committed."""
+
+    async def served(self, vm_id: str, prefix: str, *, within: timedelta) -> None:
+        """Return once a route is served as it is committed. Raises RouteRefused, EdgeUnreachable."""
+
+    async def drain(self, vm_id: str, container: str, generation: int) -> None:
+        """Close the connections that are open to one generation of a container."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """Where a route is to lead, if it still has `expected_revision` (0 is any), and when to drain what it leaves."""
+
+    vm_id: str
+    prefix: str
+    target: RouteTarget
+    expected_revision: int = 0
+    drain_timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Left:
+    """The generation of a container that a route leaves."""
+
+    container: str
+    generation: int
+
+
+class Switches:
+    """Switches routes while `run` runs."""
+
+    def __init__(self, *, store: Store, edge: Edge, failpoint: Callable[[str], None]) -> None:
+        self._store = store
+        self._edge = edge
+        self._failpoint = failpoint
+        self._tasks: asyncio.TaskGroup | None = None
+        self._context = contextvars.Context()
+        # Where routes led that are being switched: the last target that no switch under way has put in doubt.
+        self._proven: dict[tuple[str, str], RouteTarget] = {}
+
+    async def run(self) -> None:
+        """Own what goes on after a caller has gone, until cancelled."""
+        # None of it may inherit the deadline of the call it began in.
+        self._context = contextvars.copy_context()
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._tasks = None
+
+    async def switch(self, intent: Intent, wish: Wish, *, patience: float) -> CurrentRoute:
+        """Point a route elsewhere and return it once it is served, at most `patience` seconds later.
+
+        Raises VmNotFound, VmDeleting, RouteNotFound, RouteChanged, ContainerNotFound, GenerationNotFound, RouteRefused,
+        EdgeUnreachable, RequestIdReused.
+        """
+        route, left = await self._commit(intent, wish)
+        self._failpoint("switch.committed")
+        settling = self._begin(self._settle(intent, wish, route.route, left))
+        done, _ = await asyncio.wait({settling}, timeout=patience)
+        if not done:
+            raise EdgeUnreachable("The edge did not confirm in time; what was stored takes effect once it does.")
+        if settling.cancelled():
+            raise NodeShuttingDown
+        if (error := settling.result()) is not None:
+            raise error
+        return route
+
+    async def _commit(self, intent: Intent, wish: Wish) -> tuple[CurrentRoute, _Left | None]:
+        """Store a wish and return the route, with what it leaves; a repeated one leaves nothing a second time."""
+        async with self._store.transaction() as tx:
+            if (answer := await tx.answer(intent)) is not None:
+                return _answered(answer), None
+            vm = await found(tx, wish.vm_id)
+            if vm.desired is DesiredState.DELETED:
+                raise VmDeleting(wish.vm_id)
+            before = await tx.route(vm, wish.prefix)
+            if before is None:
+                raise RouteNotFound(wish.vm_id, wish.prefix)
+            if wish.expected_revision not in (0, before.route.revision):
+                raise RouteChanged(wish.prefix, expected=wish.expected_revision, found=before.route.revision)
+            container = await _container(tx, wish)
+            leaves = await tx.container(wish.vm_id, before.route.target.container)
+            route = before.route
+            if route.target != wish.target:
+                switched = event.RouteSwitched(prefix=wish.prefix, origin=route.target, target=wish.target)
+                route = await tx.switch_route(
+                    replace(route, target=wish.target), switched, epoch=vm.epoch, generation=container.generation
+                )
+            after = current(route, vm, container)
+            await tx.put_answer(intent, json.dumps({"route": current_route_to_json(after)}))
+        self._proven.setdefault((wish.vm_id, wish.prefix), before.route.target)
+        return after, None if leaves is None else _Left(container=leaves.name, generation=leaves.generation)
+
+    def _begin(self, what: Coroutine[Any, Any, MeshError | None]) -> asyncio.Task[MeshError | None]:
+        if self._tasks is None:
+            what.close()
+            raise NodeShuttingDown
+        return self._tasks.create_task(what, context=self._context.copy())
+
+    async def _settle(self, intent: Intent, wish: Wish, route: Route, left: _Left | None) -> MeshError | None:
+        """Wait until a switch is served, or undo it; return what went wrong, as nobody may be there to be told."""
+        try:
+            await self._edge.served(wish.vm_id, wish.prefix, within=_SETTLES)
+        except RouteRefused as error:
+            return await self._undo(intent, wish, route, error)
+        except EdgeUnreachable as error:
+            self._prove(route)
+            return error
+        except Exception as error:
+            return self._failed(wish, error)
+        self._prove(route)
+        if left is not None and wish.drain_timeout is not None:
+            self._begin(self._drain(wish.vm_id, left, wish.drain_timeout.total_seconds()))
+        return None
+
+    def _prove(self, route: Route) -> None:
+        """Note that nothing is to be undone, unless a later switch of the route is under way."""
+        stored = next((r.route for r in self._store.mirror.routes(route.vm_id) if r.route.prefix == route.prefix), None)
+        if stored is None or stored.revision == route.revision:
+            self._proven.pop((route.vm_id, route.prefix), None)
+
+    async def _undo(self, intent: Intent, wish: Wish, route: Route, error: RouteRefused) -> MeshError:
+        """Let a route lead where it led before, unless it was switched again, and keep the refusal as the answer."""
+        try:
+            async with self._store.transaction() as tx:
+                vm = await tx.vm(wish.vm_id)
+                now = None if vm is None else await tx.route(vm, wish.prefix)
+                proven = self._proven.get((wish.vm_id, wish.prefix))
+                if vm is not None and now is not None and now.route.revision == route.revision and proven is not None:
+                    refused = event.RouteRefused(prefix=wish.prefix, target=wish.target, message=error.said)
+                    await tx.switch_route(
+                        replace(route, target=proven), refused, epoch=vm.epoch, generation=wish.target.generation
+                    )
+                    del self._proven[wish.vm_id, wish.prefix]
+                await tx.put_answer(intent, json.dumps({"refused": error.said}))
+        except Exception as fault:
+            return self._failed(wish, fault)
+        return error
+
+    def _failed(self, wish: Wish, error: Exception) -> MeshError:
+        _log.error("route.switch_failed", vm_id=wish.vm_id, prefix=wish.prefix, exc_info=error)
+        return InternalError("The route was stored; by a fault of ours it could not be told whether it is served.")
+
+    async def _drain(self, vm_id: str, left: _Left, seconds: float) -> None:
+        """Close what is still open to a generation after a while, unless a route leads to it again."""
+        await asyncio.sleep(seconds)
+        targets = [route.route.target for route in self._store.mirror.routes(vm_id)]
+        if any(t.container == left.container and t.generation in (0, left.generation) for t in targets):
+            return
+        try:
+            await self._edge.drain(vm_id, left.container, left.generation)
+        except Exception as error:
+            # What was not closed stays open, as it would without a drain.
+            _log.error("route.drain_failed", vm_id=vm_id, container=left.container, exc_info=error)
+
+
+async def _container(tx: Transaction, wish: Wish) -> Container:
+    name, generation = wish.target.container, wish.target.generation
+    container = await tx.container(wish.vm_id, name)
+    if container is None:
+        raise ContainerNotFound(wish.vm_id, name)
+    if generation not in (0, container.generation):
+        raise GenerationNotFound(
+            f"Container {name} is in generation {container.generation}, and no other runs; lead the route there, or "
+            "to 0 to follow the container."
+        )
+    return container
+
+
+def _answered(answer: str) -> CurrentRoute:
+    document = json.loads(answer)
+    if "refused" in document:
+        raise RouteRefused(document["refused"])
+    return current_route_from_json(document["route"])
