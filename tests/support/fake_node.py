@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import grpc
-from google.protobuf import any_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.rpc import code_pb2
 
 from cellmesh.api.common.v1 import container_pb2 as common_container_pb2
 from cellmesh.api.common.v1 import exec_pb2, health_pb2, log_pb2
@@ -28,22 +25,16 @@ from cellmesh.api.hypervisor.v1 import (
     event_service_pb2_grpc,
     node_service_pb2,
     node_service_pb2_grpc,
+    route_service_pb2_grpc,
     vm_pb2,
     vm_service_pb2,
     vm_service_pb2_grpc,
 )
 from support.fake_command import FakeCommand, Gate
+from support.fake_routes import FakeRoutes, refuse
 
 _THREADS = 16
 _CHUNK = 1000
-
-
-def refuse(context: grpc.ServicerContext, code: int, reason: str, message: str) -> NoReturn:
-    """End a call the way a node does: google.rpc.Status with ErrorInfo."""
-    detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="hypervisor.cellmesh"))
-    context.abort_with_status(rpc_status.to_status(status_pb2.Status(code=code, message=message, details=[detail])))
-    raise AssertionError
 
 
 def now() -> Timestamp:
@@ -68,6 +59,7 @@ class FakeNode(
         self.after_mutation: Callable[[vm_pb2.Vm], None] = lambda _: None
         self.requests: list[object] = []
         self.commands: dict[str, FakeCommand] = {}
+        self.routes = FakeRoutes()
         self.log = b""
         self.log_stream = exec_pb2.OUTPUT_STREAM_STDOUT
         self.breaks: list[int] = []
@@ -85,12 +77,14 @@ class FakeNode(
         container_service_pb2_grpc.add_ContainerServiceServicer_to_server(self, self._server)
         event_service_pb2_grpc.add_EventServiceServicer_to_server(self, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(self, self._server)
+        route_service_pb2_grpc.add_RouteServiceServicer_to_server(self.routes, self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         self._server.start()
 
     def stop(self) -> None:
         """End every call and stop serving."""
         self._gate.close()
+        self.routes.close()
         if self._server is not None:
             self._server.stop(0).wait()
 
@@ -190,10 +184,10 @@ class FakeNode(
         self, request: vm_service_pb2.GetVmRequest, context: grpc.ServicerContext
     ) -> vm_service_pb2.GetVmResponse:
         """Return a VM by id or owner."""
-        for vm in self.vms.values():
-            if vm.vm_id == request.vm_id or vm.user_id == request.user_id:
-                return vm_service_pb2.GetVmResponse(vm=vm)
-        refuse(context, code_pb2.NOT_FOUND, "VM_NOT_FOUND", "There is no such VM.")
+        found = [vm for vm in self.vms.values() if vm.vm_id == request.vm_id or vm.user_id == request.user_id]
+        if not found:
+            refuse(context, code_pb2.NOT_FOUND, "VM_NOT_FOUND", "There is no such VM.")
+        return vm_service_pb2.GetVmResponse(vm=found[0])
 
     def ListVms(
         self, request: vm_service_pb2.ListVmsRequest, context: grpc.ServicerContext

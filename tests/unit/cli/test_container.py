@@ -19,7 +19,7 @@ def test_every_option_reaches_the_spec(node: FakeNode, cellmesh: Cellmesh) -> No
     """What is said on the command line is what the node is asked for."""
     options = ["--image", IMAGE, "--memory", "64M", "--cpus", "0.5", "--pids", "32", "--io-weight", "10"]
     options += ["--env", "A=b=c", "--working-dir", "/srv", "--restart", "always", "--max-restarts", "3"]
-    options += ["--probe-http", "8080/healthz", "--persist", "/data/x", "--stop-grace", "1500ms"]
+    options += ["--probe-http", "8080/healthz", "--persist", "/data/x", "--http-port", "8081", "--stop-grace", "1500ms"]
     result = cellmesh("container", "start", f"{node.add_vm().vm_id}/sandbox-dev", *options, "--", "sh", "-c", "x")
     assert result.returncode == 0, result.stderr
     request = node.requests[0]
@@ -32,6 +32,7 @@ def test_every_option_reaches_the_spec(node: FakeNode, cellmesh: Cellmesh) -> No
         resources=container_pb2.ContainerResources(memory_bytes=64 << 20, cpu_millis=500, pids=32, io_weight=10),
         restart_policy=container_pb2.RestartPolicy(mode="RESTART_MODE_ALWAYS", max_restarts=3),
         probe=container_pb2.HealthProbe(http=container_pb2.HttpProbe(port=8080, path="/healthz")),
+        http_port=8081,
         persistent_paths=[container_pb2.PersistentPath(path="/data/x")],
     )
     expected.stop_grace.FromMilliseconds(1500)

@@ -54,7 +54,7 @@ def test_an_ambiguous_start_is_refused(node: FakeNode, cellmesh: Cellmesh) -> No
 def test_create_waits_for_running(node: FakeNode, cellmesh: Cellmesh) -> None:
     """`create --wait` prints each state once, in order, and ends with the running VM."""
     node.after_mutation = lambda vm: boot(node, vm)
-    result = cellmesh("vm", "create", "--wait", "--memory", "1G", "--vcpus", "2", "--json")
+    result = cellmesh("vm", "create", "--wait", "--memory", "1G", "--vcpus", "2", "--cold-start", "never", "--json")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     states = [line["event"]["vm_state_changed"]["to"] for line in lines[:-1]]
     assert states == ["VM_STATE_STARTING", "VM_STATE_RUNNING"]
@@ -63,6 +63,7 @@ def test_create_waits_for_running(node: FakeNode, cellmesh: Cellmesh) -> None:
     request = node.requests[0]
     assert isinstance(request, vm_service_pb2.CreateVmRequest)
     assert (request.spec.memory_bytes, request.spec.vcpus) == (1 << 30, 2)
+    assert request.spec.cold_start == vm_pb2.COLD_START_NEVER
 
 
 def test_a_vm_that_fails_ends_the_wait(node: FakeNode, cellmesh: Cellmesh) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cellmesh.cli import invocation
-from cellmesh.cli.commands import container, doctor, events, exec_, image, logs, node, up, vm
+from cellmesh.cli.commands import container, doctor, events, exec_, image, logs, node, route, up, vm
 
 _EPILOG = (
     "Exit codes: 0 well, 1 bad news, 2 usage, 3 not found, 4 no node or guest answers, 5 its state does not allow it, "
@@ -52,6 +52,7 @@ def root(
 app.command()(up.up)
 app.add_typer(vm.app, name="vm")
 app.add_typer(container.app, name="container")
+app.add_typer(route.app, name="route")
 # Whatever stands after the container belongs to the command, options too.
 app.command("exec", context_settings={"allow_interspersed_args": False})(exec_.exec_)
 app.command()(logs.logs)

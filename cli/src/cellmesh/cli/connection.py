@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         container_service_pb2_grpc,
         event_service_pb2_grpc,
         node_service_pb2_grpc,
+        route_service_pb2_grpc,
         vm_service_pb2_grpc,
     )
 
@@ -51,6 +52,7 @@ class Node:
     containers: container_service_pb2_grpc.ContainerServiceAsyncStub
     events: event_service_pb2_grpc.EventServiceAsyncStub
     node: node_service_pb2_grpc.NodeServiceAsyncStub
+    routes: route_service_pb2_grpc.RouteServiceAsyncStub
 
 
 def streaming(call: AsyncIterable[Item]) -> Stream[Item]:
@@ -69,6 +71,7 @@ async def connect(socket: Path) -> AsyncIterator[Node]:
         container_service_pb2_grpc,
         event_service_pb2_grpc,
         node_service_pb2_grpc,
+        route_service_pb2_grpc,
         vm_service_pb2_grpc,
     )
     from cellmesh.mesh.channel import unix_channel
@@ -79,6 +82,7 @@ async def connect(socket: Path) -> AsyncIterator[Node]:
             containers=container_service_pb2_grpc.ContainerServiceStub(channel),
             events=event_service_pb2_grpc.EventServiceStub(channel),
             node=node_service_pb2_grpc.NodeServiceStub(channel),
+            routes=route_service_pb2_grpc.RouteServiceStub(channel),
         )
 
 

@@ -1,4 +1,4 @@
-"""VMs, containers and events as cells and lines."""
+"""VMs, containers, routes and events as cells and lines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Protocol
 
 from cellmesh.api.common.v1 import container_pb2 as common_container_pb2
 from cellmesh.api.common.v1 import health_pb2
-from cellmesh.api.hypervisor.v1 import container_pb2, event_pb2, vm_pb2
+from cellmesh.api.hypervisor.v1 import container_pb2, event_pb2, route_pb2, vm_pb2
 from cellmesh.cli import units
 from cellmesh.cli.output import Cell
 
 VM_COLUMNS = ("VM", "USER", "STATE", "EPOCH", "CPUS", "MEMORY", "AGE", "REASON")
 CONTAINER_COLUMNS = ("CONTAINER", "STATE", "HEALTH", "GENERATION", "RESTARTS", "OOM", "EXIT", "AGE", "REASON")
+ROUTE_COLUMNS = ("VM", "PREFIX", "LEADS_TO", "STATE", "EPOCH", "GENERATION", "REVISION", "AGE", "REASON")
 _STYLES = {
     "RUNNING": "green",
     "SERVING": "green",
@@ -22,6 +23,9 @@ _STYLES = {
     "STOPPING": "cyan",
     "DELETING": "cyan",
     "BACKOFF": "yellow",
+    "WAITING": "yellow",
+    "SWITCHED": "green",
+    "REFUSED": "red",
     "WARN": "yellow",
     "NOT_SERVING": "red",
     "FAILED": "red",
@@ -31,6 +35,9 @@ _STYLES = {
     "DELETED": "dim",
 }
 SHORT_ID = 12
+# What the contracts take 0 for.
+_ON_REQUEST = vm_pb2.COLD_START_ON_REQUEST
+_HTTP_PORT = 8080
 
 
 class _Enum(Protocol):
@@ -61,6 +68,11 @@ def container_state(number: int) -> str:
 def health(number: int) -> str:
     """Return the short name of a HealthStatus."""
     return _name(health_pb2.HealthStatus, "HEALTH_STATUS_", number)
+
+
+def route_state(number: int) -> str:
+    """Return the short name of a RouteState."""
+    return _name(route_pb2.RouteState, "ROUTE_STATE_", number)
 
 
 def styled(name: str) -> Cell:
@@ -97,6 +109,7 @@ def vm_fields(vm: vm_pb2.Vm) -> list[tuple[str, Cell]]:
         ("vcpus", Cell(text=str(vm.spec.vcpus))),
         ("memory", Cell(text=units.size(vm.spec.memory_bytes))),
         ("data disk", Cell(text=units.size(vm.spec.data_disk_bytes))),
+        ("cold start", Cell(text=_name(vm_pb2.ColdStart, "COLD_START_", vm.spec.cold_start or _ON_REQUEST))),
         ("guest image", Cell(text=vm.spec.guest_image)),
         ("vmm pid", Cell(text=str(vm.vmm_pid or ""))),
         ("created", Cell(text=units.clock(vm.create_time))),
@@ -153,10 +166,49 @@ def container_fields(container: container_pb2.Container) -> list[tuple[str, Cell
         ("memory", Cell(text=units.size(spec.resources.memory_bytes))),
         ("cpu", Cell(text=f"{spec.resources.cpu_millis / 1000:g} cores")),
         ("pids", Cell(text=str(spec.resources.pids))),
+        ("http port", Cell(text=str(spec.http_port or _HTTP_PORT))),
         ("keeps", Cell(text=" ".join(path.path for path in spec.persistent_paths))),
         ("created", Cell(text=units.clock(container.create_time))),
     ]
     return [(name, cell) for name, cell in fields if cell.text]
+
+
+def target(target: route_pb2.RouteTarget) -> str:
+    """Return where a route leads: a container, or one generation of it."""
+    return f"{target.container_name}@{target.generation}" if target.generation else target.container_name
+
+
+def route_row(route: route_pb2.Route) -> list[Cell]:
+    """Return a route's row under ROUTE_COLUMNS."""
+    return [
+        Cell(text=route.vm_id[:SHORT_ID]),
+        Cell(text=route.prefix),
+        Cell(text=target(route.target)),
+        styled(route_state(route.state)),
+        Cell(text=str(route.epoch or "")),
+        Cell(text=str(route.generation or "")),
+        Cell(text=str(route.revision)),
+        Cell(text=units.age(route.update_time, time.time())),
+        Cell(text=route.reason),
+    ]
+
+
+def route_subject(route: route_pb2.Route) -> list[Cell]:
+    """Return which route it is, for the start of a line."""
+    return [Cell(text=route.vm_id[:SHORT_ID], style="bold"), Cell(text=route.prefix, style="bold")]
+
+
+def route_cells(route: route_pb2.Route) -> list[Cell]:
+    """Return where a route leads and what requests get, for one line."""
+    cells = [
+        *route_subject(route),
+        Cell(text=f"→ {target(route.target)}"),
+        styled(route_state(route.state)),
+        Cell(text=f"revision {route.revision}"),
+    ]
+    if route.generation:
+        cells.append(Cell(text=f"epoch {route.epoch} generation {route.generation}"))
+    return [*cells, *(Cell(text=text) for text in (route.reason, route.message) if text)]
 
 
 def event_cells(event: event_pb2.Event) -> list[Cell]:
@@ -182,6 +234,14 @@ def _payload(event: event_pb2.Event) -> list[Cell]:
             return _change("AGENT_MISBEHAVED", misdeed.kind, misdeed.message)
         case "anomaly":
             return _change("ANOMALY", event.anomaly.kind, event.anomaly.message)
+        case "route_switched":
+            switch = event.route_switched
+            way = f"{switch.prefix} {target(getattr(switch, 'from'))} → {target(switch.to)}"
+            return [styled("SWITCHED"), Cell(text=way)]
+        case "route_refused":
+            refused = event.route_refused
+            way = f"{refused.prefix} → {target(refused.target)}"
+            return [styled("REFUSED"), Cell(text=way), Cell(text=refused.message)]
         case "node_drain_changed":
             return [Cell(text="DRAINING" if event.node_drain_changed.draining else "TAKES_VMS")]
         case _:

@@ -44,6 +44,7 @@ def start(
     probe_http: Annotated[str | None, typer.Option(metavar="PORT/PATH", help="It is well if this answers.")] = None,
     probe_tcp: Annotated[int | None, typer.Option(metavar="PORT", help="It is well if this accepts.")] = None,
     probe_exec: Annotated[str | None, typer.Option(metavar="SHELL", help="It is well if this succeeds.")] = None,
+    http_port: Annotated[int, typer.Option(help="Where it serves HTTP to the edge; 0 is 8080.", min=0, max=65535)] = 0,
     persist: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Directory that outlives it.")] = None,
     stop_grace: Annotated[str | None, typer.Option(metavar="TIME", help="From SIGTERM to SIGKILL; 5s.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is well, and show what happens.")] = False,
@@ -62,6 +63,7 @@ def start(
             resources=limits.resources(),
             restart_policy=restart.policy(max_restarts),
             probe=container_spec.parse_probe(probe_http, probe_tcp, probe_exec),
+            http_port=http_port,
             persistent_paths=[common_container_pb2.PersistentPath(path=path) for path in persist or []],
             stop_grace=container_spec.parse_grace(stop_grace),
         )

@@ -40,6 +40,13 @@ class Restart(StrEnum):
         return common_container_pb2.RestartPolicy(mode=f"RESTART_MODE_{self.name}", max_restarts=max_restarts)
 
 
+class ColdStart(StrEnum):
+    """What a request from the edge does to a stopped VM."""
+
+    ON_REQUEST = "on-request"
+    NEVER = "never"
+
+
 @app.command()
 def create(
     context: typer.Context,
@@ -51,6 +58,9 @@ def create(
     disk: Annotated[str, typer.Option(metavar="SIZE", help="Data disk, sparse; 0 is 2G.")] = "0",
     restart: Annotated[Restart, typer.Option(help="When to start it again after it died.")] = Restart.ON_FAILURE,
     max_restarts: Annotated[int, typer.Option(help="Tries in a row; 0 is 5.", min=0, max=1000)] = 0,
+    cold_start: Annotated[
+        ColdStart, typer.Option(help="Whether a request for its pages starts it when it is stopped.")
+    ] = ColdStart.ON_REQUEST,
     wait: WaitOption = False,
     timeout: TimeoutOption = _PATIENCE,
     json_output: JsonOption = False,
@@ -64,6 +74,7 @@ def create(
             memory_bytes=units.parse_size(memory),
             data_disk_bytes=units.parse_size(disk),
             restart_policy=restart.policy(max_restarts),
+            cold_start=f"COLD_START_{cold_start.name}",
         )
         owner = valid_user(user) if user else str(uuid.uuid4())
         request = vm_service_pb2.CreateVmRequest(request_id=session.request_id, user_id=owner, spec=spec)
