@@ -9,9 +9,11 @@ from typing import Protocol
 from google.protobuf.message import Message
 
 from cellmesh.api.common.v1 import container_pb2
-from cellmesh.api.hypervisor.v1 import vm_pb2
+from cellmesh.api.hypervisor.v1 import route_service_pb2, vm_pb2
 from cellmesh.hypervisor.domain.container import ContainerSpec
+from cellmesh.hypervisor.domain.route import RouteTarget
 from cellmesh.hypervisor.domain.vm import ColdStart, RestartMode, RestartPolicy, VmSpec
+from cellmesh.hypervisor.lifecycle.switches import Wish
 from cellmesh.hypervisor.store import Intent
 from cellmesh.mesh.errors import FieldViolation, InvalidRequest
 from cellmesh.mesh.limits import GUEST_MESSAGE_BYTES
@@ -117,6 +119,17 @@ def container_spec(message: container_pb2.ContainerSpec) -> ContainerSpec:
         image=filled.image,
         stop_grace=filled.stop_grace.ToTimedelta(),
         document=filled.SerializeToString(deterministic=True),
+    )
+
+
+def wish(message: route_service_pb2.SwitchRouteRequest) -> Wish:
+    """Return where a route is to lead."""
+    return Wish(
+        vm_id=message.vm_id,
+        prefix=message.prefix,
+        target=RouteTarget(container=message.target.container_name, generation=message.target.generation),
+        expected_revision=message.expected_revision,
+        drain_timeout=message.drain_timeout.ToTimedelta() if message.HasField("drain_timeout") else None,
     )
 
 

@@ -39,7 +39,7 @@ class Watches:
         def wanted(entry: Entry) -> bool:
             return entry.vm is not None and vm_id in ("", entry.vm.vm_id)
 
-        async with self._shutdown.ends(), aclosing(_followed(self._log, position, wanted)) as changes:
+        async with self._shutdown.ends(), aclosing(followed(self._log, position, wanted)) as changes:
             async for change in changes:
                 answer = vm_service_pb2.WatchVmsResponse(resume_token=self._vm_tokens.encode(change.position, vm_id))
                 if isinstance(change, Bookmark):
@@ -66,7 +66,7 @@ class Watches:
         yield event_service_pb2.WatchEventsResponse(
             bookmark=event_service_pb2.WatchEventsResponse.Bookmark(), resume_token=first
         )
-        async with self._shutdown.ends(), aclosing(_followed(self._log, position, wanted)) as changes:
+        async with self._shutdown.ends(), aclosing(followed(self._log, position, wanted)) as changes:
             async for change in changes:
                 answer = event_service_pb2.WatchEventsResponse(
                     resume_token=self._event_tokens.encode(change.position, vm_id)
@@ -78,7 +78,7 @@ class Watches:
                 yield answer
 
 
-async def _followed(
+async def followed(
     log: Log, position: int, wanted: Callable[[Entry], bool]
 ) -> AsyncGenerator[Change[Entry] | Bookmark, None]:
     """Yield the changes that are wanted; a busy log of others must not starve the watcher of bookmarks."""
