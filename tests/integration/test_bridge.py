@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,17 @@ import pytest_asyncio
 
 from cellmesh.hypervisor.bridge.client import BridgeClient, BridgeRefused, BridgeUnreachable
 from cellmesh.hypervisor.bridge.console import KEPT
-from cellmesh.hypervisor.bridge.main import CONNECTIONS
+from cellmesh.hypervisor.bridge.main import CONNECTIONS, RESERVE
 from cellmesh.hypervisor.vmm import bridges, process
 from support import hybrid
 
 UID = 300_001
 PORT = 1024
 MIB = 1 << 20
+QUIET = {
+    "port": PORT,
+    **dict.fromkeys(("open", "connections", "refused", "failed", "to_guest_bytes", "from_guest_bytes"), 0),
+}
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="a bridge lowers itself to another uid, which needs root")
 
@@ -54,12 +58,39 @@ async def bridge(directory: Path) -> AsyncIterator[tuple[BridgeClient, int]]:
     await bridges.end(pid, ticks, directory=directory)
 
 
-def dial(directory: Path) -> socket.socket:
-    """Connect to the agent's socket as the hypervisor does."""
+def dial(directory: Path, path: Path | None = None) -> socket.socket:
+    """Connect to a listener, the agent's if none is named."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(60)
-    connection.connect(str(directory / "in/agent.1"))
+    try:
+        connection.settimeout(60)
+        connection.connect(str(path or directory / "in/agent.1"))
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+async def give(client: BridgeClient, path: Path, name: str, *, limit: int = 8) -> None:
+    """Bind a socket and hand it to the bridge."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(512)
+        await client.give(listener, name, PORT, limit=limit)
+
+
+def stats_of(stats: Mapping[str, object], name: str) -> Mapping[str, int]:
+    """Return what a bridge says of one listener."""
+    listeners = stats["listeners"]
+    assert isinstance(listeners, dict)
+    found: Mapping[str, int] = listeners[name]
+    return found
+
+
+async def until_closed(client: BridgeClient) -> None:
+    """Wait until a bridge carries nothing."""
+    async with asyncio.timeout(60):
+        while (await client.stats())["open"] != 0:  # noqa: ASYNC110 - as in until()
+            await asyncio.sleep(0.01)
 
 
 def noise(seed: int, size: int) -> bytes:
@@ -208,9 +239,7 @@ async def test_connections_beyond_the_limit_are_closed_at_once(
         finally:
             for connection in held:
                 connection.close()
-        async with asyncio.timeout(60):
-            while (await client.stats())["open"] != 0:  # noqa: ASYNC110 - as in until()
-                await asyncio.sleep(0.01)
+        await until_closed(client)
         with dial(directory) as again:
             assert await asyncio.to_thread(again.recv, 2) == b"in"
     await until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) < 20)
@@ -239,10 +268,130 @@ async def test_listeners_come_and_go(directory: Path, bridge: tuple[BridgeClient
     await client.add("live.1", 8080)
     with pytest.raises(BridgeRefused, match="taken"):
         await client.add("live.1", 8080)
-    assert (await client.stats())["listeners"] == ["agent.1", "live.1"]
+    assert list((await client.stats())["listeners"]) == ["agent.1", "live.1"]
     await client.remove("live.1")
     assert [path.name for path in (directory / "in").iterdir()] == ["agent.1"]
     await client.add("live.1", 8081)
+
+
+@pytest.mark.asyncio
+async def test_a_given_socket_is_served_until_it_is_removed(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
+    """Prove that a bridge serves a socket that lies where it may not write, and leaves its file to whoever made it."""
+    client, _ = bridge
+    path = directory.parent / "app.1.1"
+    with hybrid.serve(directory / "vsock.sock", {PORT: lambda c: c.sendall(b"hi")}):
+        await give(client, path, "app.1.1")
+        with dial(directory, path) as connection:
+            assert await asyncio.to_thread(read_all, connection) == b"hi"
+        await until_closed(client)
+        assert stats_of(await client.stats(), "app.1.1") == {**QUIET, "connections": 1, "from_guest_bytes": 2}
+        await client.remove("app.1.1")
+    with pytest.raises(ConnectionRefusedError):
+        dial(directory, path)
+    assert path.is_socket()
+
+
+@pytest.mark.asyncio
+async def test_a_socket_that_does_not_listen_is_refused(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
+    """Prove that a descriptor of another kind ends the request, and not the bridge."""
+    client, pid = bridge
+    before = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf, pytest.raises(BridgeUnreachable):
+        await client.give(deaf, "app.1.1", PORT, limit=1)
+    assert list((await client.stats())["listeners"]) == ["agent.1"]
+    await until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) == before)
+
+
+@pytest.mark.asyncio
+async def test_a_listeners_limit_leaves_room_for_the_agent(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
+    """Prove that a container whose callers take every place of it costs neither another one's nor the agent's."""
+    client, _ = bridge
+    release = threading.Event()
+    paths = [directory.parent / name for name in ("app.1.1", "dev.1.1")]
+    with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
+        for path in paths:
+            await give(client, path, path.name, limit=2)
+        held = [dial(directory, paths[0]) for _ in range(2)]
+        try:
+            for connection in held:
+                assert await asyncio.to_thread(connection.recv, 2) == b"in"
+            with dial(directory, paths[0]) as extra:
+                assert await asyncio.to_thread(extra.recv, 1) == b""
+            for path in (paths[1], None):
+                with dial(directory, path) as other:
+                    assert await asyncio.to_thread(other.recv, 2) == b"in"
+            assert stats_of(await client.stats(), "app.1.1")["refused"] == 1
+        finally:
+            release.set()
+            for connection in held:
+                connection.close()
+
+
+@pytest.mark.asyncio
+async def test_ingress_leaves_the_last_places_to_the_agent(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
+    """Prove that listeners with a limit cannot take the places that are kept for those without."""
+    client, _ = bridge
+    release = threading.Event()
+    path = directory.parent / "app.1.1"
+    with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
+        await give(client, path, "app.1.1", limit=CONNECTIONS)
+        held = [dial(directory, path) for _ in range(CONNECTIONS - RESERVE)]
+        try:
+            for connection in held:
+                assert await asyncio.to_thread(connection.recv, 2) == b"in"
+            with dial(directory, path) as extra:
+                assert await asyncio.to_thread(extra.recv, 1) == b""
+            with dial(directory) as agent:
+                assert await asyncio.to_thread(agent.recv, 2) == b"in"
+        finally:
+            release.set()
+            for connection in held:
+                connection.close()
+
+
+@pytest.mark.asyncio
+async def test_cutting_a_listener_ends_its_connections_only(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
+    """Prove that a drained container's streams end on both sides, those of others go on, and new ones are taken."""
+    client, _ = bridge
+    ended = threading.Event()
+
+    def guest(connection: socket.socket) -> None:
+        connection.sendall(b"in")
+        if connection.recv(1) == b"":
+            ended.set()
+
+    path = directory.parent / "app.1.1"
+    with hybrid.serve(directory / "vsock.sock", {PORT: guest}):
+        await give(client, path, "app.1.1")
+        with dial(directory, path) as drained, dial(directory) as other:
+            for connection in (drained, other):
+                assert await asyncio.to_thread(connection.recv, 2) == b"in"
+            await client.cut("app.1.1")
+            assert await asyncio.to_thread(drained.recv, 1) == b""
+            assert await asyncio.to_thread(ended.wait, 60)
+            assert stats_of(await client.stats(), "agent.1")["open"] == 1
+            with dial(directory, path) as fresh:
+                assert await asyncio.to_thread(fresh.recv, 2) == b"in"
+    with pytest.raises(BridgeRefused, match="not there"):
+        await client.cut("app.1.2")
+
+
+@pytest.mark.asyncio
+async def test_idle_connections_cost_little(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
+    """Prove that a connection that says little takes little: 200 open WebSockets are no 25 MB of buffers."""
+    client, pid = bridge
+    release = threading.Event()
+    with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
+        before = resident(pid)
+        held = [dial(directory) for _ in range(200)]
+        try:
+            for connection in held:
+                assert await asyncio.to_thread(connection.recv, 2) == b"in"
+            assert (resident(pid) - before) / 200 < 48 << 10
+        finally:
+            release.set()
+            for connection in held:
+                connection.close()
 
 
 @pytest.mark.asyncio

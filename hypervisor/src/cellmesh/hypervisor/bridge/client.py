@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cellmesh.hypervisor.bridge.control import MAX_LINE
 FLAG = "--cellmesh-bridge"
 """The argument before the directory, by which a bridge is found among all processes."""
 _SECONDS = 5.0
+_MAX_REPLY = 16 * MAX_LINE
 _SOURCES = Path(__file__).resolve().parents[3]
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from cellmesh.hypervisor.bridge.main import main; main(sys.argv[3:])"
@@ -45,9 +46,17 @@ class BridgeClient:
         """Listen on in/<name> for a guest port."""
         await self._ask({"add": {"name": name, "port": port}})
 
+    async def give(self, listener: socket.socket, name: str, port: int, *, limit: int) -> None:
+        """Hand over a listening socket, to be joined to a guest port by at most so many connections at once."""
+        await self._ask({"add": {"name": name, "port": port, "limit": limit}}, listener)
+
     async def remove(self, name: str) -> None:
-        """Stop listening on in/<name>; open connections go on."""
+        """Stop listening on a listener; open connections go on."""
         await self._ask({"remove": {"name": name}})
+
+    async def cut(self, name: str) -> None:
+        """End the open connections of a listener; it goes on listening."""
+        await self._ask({"cut": {"name": name}})
 
     async def stats(self) -> Mapping[str, object]:
         """Return what the bridge carried and dropped, and its listeners."""
@@ -61,22 +70,29 @@ class BridgeClient:
         """Return the process that serves the control socket, as the kernel says."""
         return (await self._ask({"stats": {}}))[0]
 
-    async def _ask(self, request: Mapping[str, object]) -> tuple[int, Mapping[str, object]]:
+    async def _ask(self, request: Mapping[str, object], *given: socket.socket) -> tuple[int, Mapping[str, object]]:
         try:
             async with asyncio.timeout(_SECONDS):
-                return await self._exchange(request)
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
+                return await self._exchange(request, given)
+        except (OSError, EOFError, ValueError) as error:
             raise BridgeUnreachable(f"The bridge in {self.directory} does not answer: {error!r}.") from error
 
-    async def _exchange(self, request: Mapping[str, object]) -> tuple[int, Mapping[str, object]]:
-        reader, writer = await asyncio.open_unix_connection(self.directory / "bridge.sock", limit=16 * MAX_LINE)
-        try:
-            peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            writer.write(json.dumps(request).encode() + b"\n")
-            await writer.drain()
-            reply = json.loads(await reader.readuntil(b"\n"))
-        finally:
-            writer.transport.abort()
+    async def _exchange(
+        self, request: Mapping[str, object], given: Sequence[socket.socket]
+    ) -> tuple[int, Mapping[str, object]]:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+            await loop.sock_connect(connection, str(self.directory / "bridge.sock"))
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            # One line fits into a fresh socket, so this cannot block.
+            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [each.fileno() for each in given])
+            line = b""
+            while not line.endswith(b"\n"):
+                part = await loop.sock_recv(connection, _MAX_REPLY)
+                line += part
+                if not part or len(line) > _MAX_REPLY:
+                    raise EOFError("no whole line")
+        reply = json.loads(line)
         if not isinstance(reply, dict) or not isinstance(done := reply.get("ok", {}), dict):
             raise ValueError("not an object")
         if "error" in reply:

@@ -1,7 +1,10 @@
 """The bridge's control socket: one JSON object a line in, one out. Only the hypervisor's uid is answered.
 
 {"add": {"name": "agent.3", "port": 1024}}  listen on in/agent.3 for guest port 1024
+{"add": {"name": "app.3.1", "port": 65537, "limit": 128}}
+                                            take the listening socket that comes with the line; at most 128 connections
 {"remove": {"name": "agent.3"}}             stop listening; open connections go on
+{"cut": {"name": "app.3.1"}}                end its open connections; it goes on listening
 {"stats": {}}                               what was carried and dropped
 {"stop": {}}                                end the bridge
 """
@@ -32,6 +35,28 @@ def is_from(connection: socket.socket, uid: int) -> bool:
     return peer == uid
 
 
+def read(connection: socket.socket) -> tuple[bytes, socket.socket | None]:
+    """Read one line, and the listening socket that came with it. Raises OSError if that is not what came."""
+    line, given = b"", None
+    try:
+        while not line.endswith(b"\n") and len(line) < MAX_LINE:
+            part, descriptors, _, _ = socket.recv_fds(connection, MAX_LINE, 1, socket.MSG_CMSG_CLOEXEC)
+            for descriptor in descriptors:
+                given, surplus = socket.socket(fileno=descriptor), given
+                if surplus is not None:
+                    surplus.close()
+            if not part:
+                raise ConnectionAbortedError("the caller left")
+            line += part
+        if given is not None and not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError("what came with the line does not listen")
+    except OSError:
+        if given is not None:
+            given.close()
+        raise
+    return line, given
+
+
 def answer(line: bytes, verbs: Mapping[str, Callable[[Mapping[str, object]], Answer]]) -> bytes:
     """Do what one line asks and return the line that answers it."""
     try:
@@ -60,6 +85,14 @@ def port_of(arguments: Mapping[str, object]) -> int:
     if type(port) is not int or not 0 < port <= _MAX_PORT:
         raise Refused(f"a port is a number from 1 to {_MAX_PORT}")
     return port
+
+
+def limit_of(arguments: Mapping[str, object]) -> int | None:
+    """Return the most connections a listener may have open, None if it has no limit of its own."""
+    limit = arguments.get("limit")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise Refused("a limit is a number from 1 on")
+    return limit
 
 
 def _decode(line: bytes) -> tuple[str, Mapping[str, object]]:

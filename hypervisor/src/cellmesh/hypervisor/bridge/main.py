@@ -19,10 +19,12 @@ from collections.abc import Callable, Mapping
 
 from cellmesh.hypervisor.bridge import control
 from cellmesh.hypervisor.bridge.console import Console
-from cellmesh.hypervisor.bridge.relay import Relays
+from cellmesh.hypervisor.bridge.relay import Relays, Route
 
-CONNECTIONS = 256
+CONNECTIONS = 512
 """How many connections a bridge carries at once."""
+RESERVE = 32
+"""How many of these are kept for listeners without a limit of their own: the agent's."""
 _STACK = 128 << 10
 _BACKLOG = 1024  # a full one gives EAGAIN to callers that do not block, as Envoy and gRPC do not
 _ALIVE_SECONDS = 2.0  # how soon a vanished directory ends the bridge
@@ -38,14 +40,21 @@ class Bridge:
         self._controller = controller
         self._identity = _identity(directory)
         self._selector = selectors.DefaultSelector()
-        self._listeners: dict[str, socket.socket] = {}
-        self._relays = Relays(f"{directory}/vsock.sock", limit=CONNECTIONS)
+        self._listeners: dict[str, tuple[socket.socket, Route]] = {}
+        self._given: socket.socket | None = None
+        self._relays = Relays(f"{directory}/vsock.sock", limit=CONNECTIONS, reserve=RESERVE)
         self._stopped = False
         self._console = Console(directory)
         self._throttled = False
         self._flushed = 0.0
         self._watch(self._console.fd, self._drain)
-        self._verbs = {"add": self._add, "remove": self._remove, "stats": self._stats, "stop": self._stop}
+        self._verbs = {
+            "add": self._add,
+            "remove": self._remove,
+            "cut": self._cut,
+            "stats": self._stats,
+            "stop": self._stop,
+        }
         # Last, because its being there says that the bridge is ready.
         self._control = _listen(f"{directory}/bridge.sock")
         self._watch(self._control, self._serve_control)
@@ -84,33 +93,51 @@ class Bridge:
             connection.settimeout(_CONTROL_SECONDS)
             try:
                 if control.is_from(connection, self._controller):
-                    line = connection.makefile("rb").readline(control.MAX_LINE)
+                    line, self._given = control.read(connection)
                     connection.sendall(control.answer(line, self._verbs))
             except OSError:
                 return  # the caller went away; it will ask again
+            finally:
+                if self._given is not None:
+                    self._given.close()
+                    self._given = None
 
     def _add(self, arguments: Mapping[str, object]) -> control.Answer:
-        name, port = control.name_of(arguments), control.port_of(arguments)
+        name = control.name_of(arguments)
+        route = Route(control.port_of(arguments), control.limit_of(arguments))
         if name in self._listeners:
             raise control.Refused(f"{name} is taken")
-        listener = _listen(f"{self._directory}/in/{name}")
-        self._listeners[name] = listener
-        self._watch(listener, lambda: self._relays.accept(listener, port))
+        # A socket that is given lies where we may not write, and whoever gave it takes it away.
+        listener, self._given = self._given or _listen(f"{self._directory}/in/{name}"), None
+        self._listeners[name] = listener, route
+        self._watch(listener, lambda: self._relays.accept(listener, route))
         return {}
 
     def _remove(self, arguments: Mapping[str, object]) -> control.Answer:
+        listener, _ = self._found(arguments)
         name = control.name_of(arguments)
-        listener = self._listeners.pop(name, None)
-        if listener is None:
-            raise control.Refused(f"{name} is not there")
+        del self._listeners[name]
         self._selector.unregister(listener)
         listener.close()
         _unlink(f"{self._directory}/in/{name}")
         return {}
 
+    def _cut(self, arguments: Mapping[str, object]) -> control.Answer:
+        _, route = self._found(arguments)
+        return {"cut": self._relays.cut(route)}
+
+    def _found(self, arguments: Mapping[str, object]) -> tuple[socket.socket, Route]:
+        name = control.name_of(arguments)
+        if name not in self._listeners:
+            raise control.Refused(f"{name} is not there")
+        return self._listeners[name]
+
     def _stats(self, _: Mapping[str, object]) -> control.Answer:
         return {
-            "listeners": sorted(self._listeners),
+            "listeners": {
+                name: {"port": route.port, **self._relays.counts(route)}
+                for name, (_, route) in sorted(self._listeners.items())
+            },
             **self._relays.counts(),
             "console_bytes": self._console.received,
             "console_dropped": self._console.dropped,

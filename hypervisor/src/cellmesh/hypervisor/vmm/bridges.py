@@ -61,16 +61,8 @@ async def listen(handle: Handle, name: str, port: int) -> None:
     client = BridgeClient(directory=handle.directory)
     try:
         listeners = (await client.stats()).get("listeners")
-        if not (isinstance(listeners, list) and name in listeners):
+        if not (isinstance(listeners, dict) and name in listeners):
             await client.add(name, port)
-    except (BridgeUnreachable, BridgeRefused) as error:
-        raise BridgeFailed(str(error)) from error
-
-
-async def close(handle: Handle, name: str) -> None:
-    """Make the bridge stop listening on in/<name>. Raises BridgeFailed."""
-    try:
-        await BridgeClient(directory=handle.directory).remove(name)
     except (BridgeUnreachable, BridgeRefused) as error:
         raise BridgeFailed(str(error)) from error
 

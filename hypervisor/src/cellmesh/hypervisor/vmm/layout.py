@@ -26,11 +26,22 @@ class Layout:
 
     run_dir: Path
     state_dir: Path
+    edge_gid: int | None = None
+    """The group that may connect to ingress sockets; None leaves them to our own."""
 
     @property
     def run_root(self) -> Path:
         """The directory of all VMs' run directories."""
         return self.run_dir / "vm"
+
+    @property
+    def ingress_root(self) -> Path:
+        """The directory of all VMs' ingress sockets. It and what is below is ours: no VM may put anything there.
+
+        The edge follows a path to where it leads. In a directory of a VM's uid that could be a link to another VM's
+        socket, or to the edge's own.
+        """
+        return self.run_dir / "in"
 
     @property
     def state_root(self) -> Path:
@@ -40,6 +51,10 @@ class Layout:
     def run(self, vm_id: str) -> Path:
         """Return the VM's run directory."""
         return self.run_root / short(vm_id)
+
+    def ingress(self, vm_id: str) -> Path:
+        """Return the directory of the VM's ingress sockets."""
+        return self.ingress_root / short(vm_id)
 
     def state(self, vm_id: str) -> Path:
         """Return the VM's state directory."""
@@ -64,6 +79,10 @@ class Layout:
                 os.chown(directory, uid, uid, follow_symlinks=False)
             os.chown(state, 0, uid, follow_symlinks=False)
             state.chmod(0o710)
+        for directory in (self.ingress_root, self.ingress(vm_id)):
+            directory.mkdir(exist_ok=True, mode=0o710)
+            if self.edge_gid is not None:
+                os.chown(directory, -1, self.edge_gid)
 
 
 def short(vm_id: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from cellmesh.hypervisor.vmm import adopt, bridges, disks, events, handle_file, ladder, layout, process, sweep
 from cellmesh.hypervisor.vmm.api import Api
 from cellmesh.hypervisor.vmm.cgroup import Cgroups
 from cellmesh.hypervisor.vmm.errors import InvalidVm, LaunchFailed, StillRunning, StopUnfinished, shown
+from cellmesh.hypervisor.vmm.ingress import Ingress
 from cellmesh.hypervisor.vmm.launch import Launcher, kvm_group
 from cellmesh.hypervisor.vmm.layout import Layout
 from cellmesh.hypervisor.vmm.model import (
@@ -47,9 +48,11 @@ class Vmm:
         state_dir: Path,
         uid_base: int | None,
         failpoint: Callable[[str], None],
+        edge_gid: int | None = None,
     ) -> None:
         self._binary = binary
-        self._layout = Layout(run_dir=run_dir, state_dir=state_dir)
+        self._layout = Layout(run_dir=run_dir, state_dir=state_dir, edge_gid=edge_gid)
+        self._ingress = Ingress(layout=self._layout)
         self._uids = Uids(state_dir / "uids", base=uid_base) if uid_base is not None and os.getuid() == 0 else None
         self._cgroups = Cgroups.of_host()
         self._failpoint = failpoint
@@ -118,9 +121,7 @@ class Vmm:
         adoption = await adopt.settle(found)
         if not isinstance(adoption, Running):
             return adoption
-        ensured = await bridges.ensure(adoption.handle)
-        await asyncio.to_thread(handle_file.write, path, ensured)
-        return Running(handle=ensured)
+        return Running(handle=await self.ensure_bridge(adoption.handle))
 
     async def wait_exit(self, handle: Handle) -> Exit:
         """Wait until the VM's process has ended, child or adopted, and say how."""
@@ -139,14 +140,28 @@ class Vmm:
         await asyncio.to_thread(disks.check, disk)
         await Api.of(handle).add_disk(disk)
 
-    async def listen(self, handle: Handle, name: str, port: int) -> Path:
-        """Join a host socket to a guest port and return its path, in/<name>. Raises BridgeFailed."""
-        await bridges.listen(handle, name, port)
-        return handle.directory / "in" / name
+    def ingress_socket(self, vm_id: str, name: str) -> Path:
+        """Return where the edge reaches a listener of `ensure_ingress`."""
+        return self._ingress.path(vm_id, name)
 
-    async def unlisten(self, handle: Handle, name: str) -> None:
-        """Take the host socket in/<name> away; its open connections go on. Raises BridgeFailed."""
-        await bridges.close(handle, name)
+    async def ensure_ingress(self, handle: Handle, wanted: Mapping[str, int]) -> None:
+        """Join exactly these ingress sockets to guest ports; those not named go. Raises BridgeFailed, OSError."""
+        await self._ingress.ensure(handle, wanted)
+
+    async def cut_ingress(self, handle: Handle, name: str) -> None:
+        """End the open connections of an ingress socket, which goes on listening. Raises BridgeFailed."""
+        await self._ingress.cut(handle, name)
+
+    async def wait_bridge(self, handle: Handle) -> None:
+        """Wait until the VM's bridge has ended."""
+        await process.wait(handle.bridge_pid, handle.bridge_start_ticks)
+        process.reap(handle.bridge_pid)
+
+    async def ensure_bridge(self, handle: Handle) -> Handle:
+        """Return the handle with a live bridge that listens for the agent. Raises LaunchFailed, BridgeFailed."""
+        ensured = await bridges.ensure(handle)
+        await asyncio.to_thread(handle_file.write, self._layout.handle(handle.vm_id), ensured)
+        return ensured
 
     async def stop(self, handle: Handle, *, until: Rung = Rung.SIGKILL, budgets: Budgets | None = None) -> None:
         """Stop the VM, gentlest first, no harder than `until`. Raises StopUnfinished if that was not enough."""
@@ -170,7 +185,9 @@ class Vmm:
                 raise StillRunning(vm_id, pid)
         await bridges.end_all(run)
         self._cgroups.remove(run.name)
-        await asyncio.to_thread(layout.remove, run)
+        # The run directory goes last: as long as it is there, a sweep tells of what is left.
+        for directory in (self._layout.ingress(vm_id), run):
+            await asyncio.to_thread(layout.remove, directory)
         self._layout.handle(vm_id).unlink(missing_ok=True)
         self._failpoint("clean.done")
 
