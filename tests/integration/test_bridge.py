@@ -299,7 +299,7 @@ async def test_a_socket_that_does_not_listen_is_refused(directory: Path, bridge:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf, pytest.raises(BridgeUnreachable):
         await client.give(deaf, "app.1.1", PORT, limit=1)
     assert list((await client.stats())["listeners"]) == ["agent.1"]
-    await until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) == before)
+    await until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) <= before)
 
 
 @pytest.mark.asyncio
@@ -379,7 +379,7 @@ async def test_cutting_a_listener_ends_its_connections_only(directory: Path, bri
 @pytest.mark.asyncio
 async def test_idle_connections_cost_little(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
     """Prove that a connection that says little takes little: 200 open WebSockets are no 25 MB of buffers."""
-    client, pid = bridge
+    _, pid = bridge
     release = threading.Event()
     with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
         before = resident(pid)
