@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from cellmesh.api.hypervisor.v1 import (
     container_service_pb2_grpc,
     event_service_pb2_grpc,
     node_service_pb2_grpc,
+    route_service_pb2_grpc,
     vm_service_pb2_grpc,
 )
 from cellmesh.hypervisor import failpoints
+from cellmesh.hypervisor.domain.errors import EdgeUnreachable
 from cellmesh.hypervisor.guest.client import GuestClient
 from cellmesh.hypervisor.guest.listeners import Listeners
 from cellmesh.hypervisor.lifecycle.admission import Admission
@@ -23,13 +25,17 @@ from cellmesh.hypervisor.lifecycle.attempts import Attempts
 from cellmesh.hypervisor.lifecycle.containers import Containers
 from cellmesh.hypervisor.lifecycle.log import Log
 from cellmesh.hypervisor.lifecycle.node import Nodes
+from cellmesh.hypervisor.lifecycle.routes import Routes
 from cellmesh.hypervisor.lifecycle.sessions import Sessions
+from cellmesh.hypervisor.lifecycle.switches import Switches
 from cellmesh.hypervisor.lifecycle.vms import Vms
 from cellmesh.hypervisor.reconciler import Reconciler, Timing, World
 from cellmesh.hypervisor.reconciler.probes import probes
 from cellmesh.hypervisor.servicers.container_service import ContainerServicer
 from cellmesh.hypervisor.servicers.event_service import EventServicer
 from cellmesh.hypervisor.servicers.node_service import NodeServicer
+from cellmesh.hypervisor.servicers.route_service import RouteServicer
+from cellmesh.hypervisor.servicers.route_watches import CountTraffic, RouteWatches, Traffic
 from cellmesh.hypervisor.servicers.shutdown import Shutdown
 from cellmesh.hypervisor.servicers.vm_service import VmServicer
 from cellmesh.hypervisor.servicers.watches import Watches
@@ -63,10 +69,13 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
         log, reconciler = await Log.opened(store), Reconciler(world)
         async with store.reading() as reading:
             signer = TokenSigner((await reading.node()).token_key)
-        shutdown = Shutdown()
-        server = MeshServer(_services(world, guests, log, reconciler, signer, shutdown))
+        shutdown, edge = Shutdown(), _NoEdge()
+        switches = Switches(store=store, edge=edge, failpoint=failpoints.reach)
+        vms = _vms(world, reconciler)
+        routes = _route_service(world, vms, switches, log, signer, shutdown, traffic=edge.traffic)
+        server = MeshServer([*_services(world, guests, vms, log, signer, shutdown), routes])
         _listen(settings, server)
-        await stack.enter_async_context(_running(log, reconciler))
+        await stack.enter_async_context(_running(log, reconciler, switches))
         await server.start()
         try:
             yield
@@ -108,23 +117,54 @@ def _world(settings: HypervisorSettings, store: Store) -> tuple[World, Listeners
     return world, listeners, guests
 
 
-def _services(
-    world: World,
-    guests: GuestClient,
-    log: Log,
-    reconciler: Reconciler,
-    signer: TokenSigner,
-    shutdown: Shutdown,
-) -> list[Register]:
-    """Return the services of the node, ready to be added to servers."""
-    watches, pages = Watches(log, signer, shutdown=shutdown), PageTokens(signer)
-    vms = Vms(
+def _vms(world: World, reconciler: Reconciler) -> Vms:
+    return Vms(
         store=world.store,
         images=world.images,
         admission=world.admission,
         follow=reconciler.follow,
         failpoint=failpoints.reach,
     )
+
+
+class _NoEdge:
+    """Stands where the publisher will: nobody serves a route yet."""
+
+    async def served(self, vm_id: str, prefix: str, *, within: timedelta) -> None:
+        """Say that nobody does."""
+        del within
+        raise EdgeUnreachable(f"No edge is connected; route {prefix} of VM {vm_id} takes effect when one is.")
+
+    async def drain(self, vm_id: str, container: str, generation: int) -> None:
+        """Close nothing."""
+
+    async def traffic(self) -> Mapping[str, Traffic]:
+        """Say that nobody counts."""
+        raise EdgeUnreachable("No edge is connected; start it, then watch again.")
+
+
+def _route_service(
+    world: World,
+    vms: Vms,
+    switches: Switches,
+    log: Log,
+    signer: TokenSigner,
+    shutdown: Shutdown,
+    *,
+    traffic: CountTraffic,
+) -> Register:
+    """Return the one service that the edge may call too."""
+    watches = RouteWatches(log, world.store.mirror, traffic=traffic, shutdown=shutdown)
+    routes, pages = Routes(store=world.store, vms=vms), PageTokens(signer)
+    servicer = RouteServicer(routes, switches, watches=watches, pages=pages, shutdown=shutdown)
+    return functools.partial(route_service_pb2_grpc.add_RouteServiceServicer_to_server, servicer)
+
+
+def _services(
+    world: World, guests: GuestClient, vms: Vms, log: Log, signer: TokenSigner, shutdown: Shutdown
+) -> list[Register]:
+    """Return the services for operators and services, ready to be added to servers."""
+    watches, pages = Watches(log, signer, shutdown=shutdown), PageTokens(signer)
     containers = Containers(store=world.store, images=world.images, attempts=world.attempts)
     nodes = Nodes(
         store=world.store,
@@ -161,13 +201,14 @@ def _listen(settings: HypervisorSettings, server: MeshServer) -> None:
 
 
 @asynccontextmanager
-async def _running(log: Log, reconciler: Reconciler) -> AsyncIterator[None]:
-    """Keep the VMs and tell their watchers inside."""
+async def _running(log: Log, reconciler: Reconciler, switches: Switches) -> AsyncIterator[None]:
+    """Keep the VMs, tell their watchers and switch their routes inside."""
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         owned = [
             tasks.create_task(log.relay(), name="relay"),
             tasks.create_task(reconciler.run(ready), name="reconciler"),
+            tasks.create_task(switches.run(), name="switches"),
         ]
         await ready.wait()
         try:
