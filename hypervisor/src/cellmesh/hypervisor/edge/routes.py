@@ -1,0 +1,151 @@
+"""The routes of every user: which part of a path leads to which slot. A user's id makes a cluster's name of it."""
+
+from __future__ import annotations
+
+from cellmesh.hypervisor.edge.options import DEV, LIVE, EdgeOptions, Json, typed
+
+USER_HEADER = "x-cellmesh-user"
+"""Who asks; set by the authorizer, never by a client."""
+ROUTE_HEADER = "x-cellmesh-route"
+"""Name of the cluster a request goes to."""
+PREFIX_HEADER = "x-forwarded-prefix"
+"""Tells the app what was taken off the path."""
+
+AUTHORIZE = "envoy.filters.http.ext_authz"
+NAME_ROUTE = "envoy.filters.http.header_mutation"
+NAME_SIDECAR = "envoy.filters.http.header_to_metadata"
+
+# Any length: a name that is too long has no cluster, and a short expression is a cheap one.
+_NAME = "[a-z][a-z0-9-]*"
+_BAD_REQUEST = 400
+_NOT_FOUND = 404
+_SIDECAR = f"%DYNAMIC_METADATA({NAME_SIDECAR}:name)%"
+
+
+def route_configuration(options: EdgeOptions) -> Json:
+    """Return the routes; each names itself to the authorizer, so that none is without one."""
+    return {
+        "name": "edge",
+        "virtual_hosts": [
+            {
+                "name": "cells",
+                "domains": options.hosts,
+                "routes": [
+                    *_refusals(),
+                    _route({"path": "/dev"}, DEV, prefix="/dev", rewrite={"prefix_rewrite": "/"}),
+                    _route({"prefix": "/dev/"}, DEV, prefix="/dev", rewrite={"prefix_rewrite": "/"}),
+                    _sidecar_route(),
+                    # Whatever else lies there is reserved, and not for the live app to answer.
+                    _refusal({"safe_regex": {"regex": "/_(/.*)?"}}, _NOT_FOUND),
+                    _refusal({"safe_regex": {"regex": "/[.]cellmesh(/.*)?"}}, _NOT_FOUND),
+                    _route({"prefix": "/"}, LIVE),
+                ],
+                "retry_policy": _retry_policy(),
+            }
+        ],
+        "request_headers_to_remove": [ROUTE_HEADER],
+        "response_headers_to_remove": ["server", "x-powered-by"],
+        # Names of clusters come by discovery, at any time.
+        "validate_clusters": False,
+    }
+
+
+def _route(match: Json, slot: str, *, prefix: str = "", rewrite: Json | None = None) -> Json:
+    action: Json = {
+        "cluster_header": ROUTE_HEADER,
+        "cluster_not_found_response_code": "SERVICE_UNAVAILABLE",
+        # Answers may take as long as they give signs of life: the stream's idle timeout and lifetime hold.
+        "timeout": "0s",
+        **(rewrite or {}),
+    }
+    route: Json = {
+        "name": slot,
+        "match": match,
+        "route": action,
+        "typed_per_filter_config": {**_authorized(slot), NAME_ROUTE: _named(slot)},
+    }
+    if prefix:
+        route["request_headers_to_add"] = [_header(PREFIX_HEADER, prefix)]
+    return route
+
+
+def _sidecar_route() -> Json:
+    route = _route(
+        {"safe_regex": {"regex": f"/_/{_NAME}(/.*)?"}},
+        f"_{_SIDECAR}",
+        prefix=f"/_/{_SIDECAR}",
+        rewrite={
+            "regex_rewrite": {"pattern": {"regex": f"^/_/{_NAME}/?"}, "substitution": "/"},
+            "cluster_not_found_response_code": "NOT_FOUND",
+        },
+    )
+    name_of_path = {
+        "header": ":path",
+        "on_header_present": {
+            "key": "name",
+            "regex_value_rewrite": {"pattern": {"regex": f"^/_/({_NAME})([/?].*)?$"}, "substitution": "\\1"},
+        },
+    }
+    rules = typed("envoy.extensions.filters.http.header_to_metadata.v3.Config", request_rules=[name_of_path])
+    return {
+        **route,
+        "name": "sidecar",
+        "typed_per_filter_config": {
+            **_authorized("sidecar"),
+            NAME_ROUTE: _named(f"_{_SIDECAR}"),
+            NAME_SIDECAR: rules,
+        },
+    }
+
+
+def _refusals() -> list[Json]:
+    """Return what is nobody's: an upgrade with a body, and parameters where a prefix is looked for."""
+    upgrade = {"name": "upgrade", "present_match": True}
+    return [
+        # An app that does not upgrade would take the rest of the body for the next request.
+        *(
+            _refusal({"prefix": "/", "headers": [upgrade, {"name": name, "present_match": True}]}, _BAD_REQUEST)
+            for name in ("content-length", "transfer-encoding")
+        ),
+        # Some apps take `/dev;x/` for `/dev/`.
+        _refusal({"safe_regex": {"regex": "/(?i:dev|_|[.]cellmesh);.*"}}, _BAD_REQUEST),
+        _refusal({"safe_regex": {"regex": "/_/[^/]*;.*"}}, _BAD_REQUEST),
+    ]
+
+
+def _refusal(match: Json, status: int) -> Json:
+    return {
+        "name": "refused",
+        "match": match,
+        "direct_response": {"status": status},
+        "typed_per_filter_config": _authorized("refused"),
+    }
+
+
+def _authorized(route: str) -> Json:
+    check = {"context_extensions": {"cellmesh-route": route}}
+    return {
+        AUTHORIZE: typed("envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", check_settings=check),
+    }
+
+
+def _named(slot: str) -> Json:
+    header = _header(ROUTE_HEADER, f"%REQ({USER_HEADER})%/{slot}")
+    return typed(
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+        mutations={"request_mutations": [{"append": header}]},
+    )
+
+
+def _header(name: str, value: str) -> Json:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _retry_policy() -> Json:
+    """Return when a request is sent again: only if nothing of it was sent."""
+    return {
+        "retry_on": "connect-failure,refused-stream,reset-before-request",
+        "num_retries": 5,
+        # A container that was stopped gives way to another endpoint within milliseconds.
+        "retry_back_off": {"base_interval": "0.010s", "max_interval": "0.200s"},
+    }
