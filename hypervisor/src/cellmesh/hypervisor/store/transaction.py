@@ -31,9 +31,21 @@ _VM = select(VMS).where(VMS.c.vm_id == bindparam("key"))
 _VM_OF_USER = select(VMS).where(VMS.c.user_id == bindparam("key"))
 _CONTAINERS = select(CONTAINERS).where(CONTAINERS.c.vm_id == bindparam("key")).order_by(CONTAINERS.c.name)
 _NODE = select(NODE)
+_VM_COUNT = select(func.count()).select_from(VMS)
+_MEMORY = select(func.coalesce(func.sum(VMS.c.memory_bytes), 0)).where(
+    VMS.c.state.in_([state.value for state in COMMITTED_STATES])
+)
+_LAST_SEQUENCE = select(func.coalesce(func.max(EVENTS.c.sequence), 0))
+_ANSWER = select(REQUESTS).where(
+    REQUESTS.c.method == bindparam("method"), REQUESTS.c.request_id == bindparam("request_id")
+)
 _ADD_VM = insert(VMS)
 _SAVE_VM = update(VMS).where(VMS.c.vm_id == bindparam("key"))
 _ADD_ENTRY = insert(EVENTS).inline()
+_ADD_ANSWER = upsert(REQUESTS)
+_PUT_ANSWER = _ADD_ANSWER.on_conflict_do_update(
+    index_elements=["method", "request_id"], set_=dict(_ADD_ANSWER.excluded)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +107,12 @@ class Reading:
 
     async def vm_count(self, state: VmState | None = None) -> int:
         """Return how many VMs there are, or how many are in one state."""
-        query = select(func.count()).select_from(VMS)
-        if state is not None:
-            query = query.where(VMS.c.state == state.value)
+        query = _VM_COUNT if state is None else _VM_COUNT.where(VMS.c.state == state.value)
         return await self._connection.scalar(query)
 
     async def memory_committed(self) -> int:
         """Return the bytes of memory promised to VMs that run or may still run."""
-        states = [state.value for state in COMMITTED_STATES]
-        query = select(func.coalesce(func.sum(VMS.c.memory_bytes), 0)).where(VMS.c.state.in_(states))
-        return await self._connection.scalar(query)
+        return await self._connection.scalar(_MEMORY)
 
     async def container(self, vm_id: str, name: str) -> Container | None:
         """Return the container, or None."""
@@ -135,7 +143,7 @@ class Reading:
 
     async def last_sequence(self) -> int:
         """Return the sequence of the newest entry of the log, 0 if there is none."""
-        return await self._connection.scalar(select(func.coalesce(func.max(EVENTS.c.sequence), 0)))
+        return await self._connection.scalar(_LAST_SEQUENCE)
 
     async def entries(
         self, *, after: int, limit: int, vm_id: str = "", events_only: bool = False, vms_only: bool = False
@@ -152,8 +160,7 @@ class Reading:
 
     async def answer(self, intent: Intent) -> str | None:
         """Return the first answer to an intent, or None; RequestIdReused if the id was used for another request."""
-        query = select(REQUESTS).where(REQUESTS.c.method == intent.method, REQUESTS.c.request_id == intent.request_id)
-        found = await self._connection.execute(query)
+        found = await self._connection.execute(_ANSWER, {"method": intent.method, "request_id": intent.request_id})
         if not found:
             return None
         if found[0]["fingerprint"] != intent.fingerprint:
@@ -279,9 +286,7 @@ class Transaction(Reading):
             "answer": answer,
             "time": rows.to_micros(self.now),
         }
-        await self._connection.execute(
-            upsert(REQUESTS).values(row).on_conflict_do_update(index_elements=["method", "request_id"], set_=row)
-        )
+        await self._connection.execute(_PUT_ANSWER, row)
 
     async def set_draining(self, *, draining: bool) -> None:
         """Store whether the node takes new VMs."""
