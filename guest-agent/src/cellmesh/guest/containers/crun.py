@@ -20,6 +20,7 @@ from cellmesh.guest.netns import NetworkNamespace
 from cellmesh.guest.reaper import Process, Reaper
 
 _CRUN = ("crun", "--root=/run/crun", "--cgroup-manager=cgroupfs")
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _START_TIMEOUT = 60.0
 _MESSAGE_LIMIT = 512
 _RECEIVE_TIMEOUT = 1.0
@@ -109,18 +110,14 @@ class CrunContainer:
     async def execute(self, command: Command, stdio: Stdio) -> Process:
         """Run a command in it; raises StartFailed."""
         launch = self._describe(command)
-        process = await launch.run(["exec", "--detach", f"--process={launch.description}"], self._parts.name, stdio)
-        self.cgroup.give_up_protection()
-        return process
+        return await launch.run(["exec", "--detach", f"--process={launch.description}"], self._parts.name, stdio)
 
     async def execute_on_terminal(self, command: Command, rows: int, columns: int) -> tuple[Process, int]:
         """Run a command on a terminal of its own; returns it and the terminal's other end. Raises StartFailed."""
         # crun sets the size beside the process it has let go already: until crun is done, no program may start to look.
         with self._programs_held():
             launch = self._describe(command, {"height": rows, "width": columns})
-            process, master = await self._launch_on_terminal(launch)
-            self.cgroup.give_up_protection()
-        return process, master
+            return await self._launch_on_terminal(launch)
 
     @contextlib.contextmanager
     def _programs_held(self) -> Iterator[None]:
@@ -200,7 +197,8 @@ class _Launch:
         try:
             with self._reaper.adopting():
                 descriptors = (stdio.stdin, stdio.stdout, stdio.stderr) if stdio else (None, None, None)
-                crun = self._reaper.spawn(argv, *descriptors)
+                with _without_protection():
+                    crun = self._reaper.spawn(argv, *descriptors)
                 code = await _finish(crun)
                 if code != 0:
                     raise StartFailed(self._reason(code))
@@ -217,6 +215,17 @@ class _Launch:
             if lines:
                 return lines[-1][-_MESSAGE_LIMIT:]
         return f"crun ended with code {code} and said nothing"
+
+
+@contextlib.contextmanager
+def _without_protection() -> Iterator[None]:
+    # The kernel spares the agent when memory runs out. A command would inherit that: `crun exec` ignores oomScoreAdj.
+    protection = _OOM_SCORE.read_text()
+    _OOM_SCORE.write_text("0")
+    try:
+        yield
+    finally:
+        _OOM_SCORE.write_text(protection)
 
 
 async def _delete(reaper: Reaper, name: str) -> None:
