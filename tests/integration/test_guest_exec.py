@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from cellmesh.api.common.v1 import exec_pb2
+from cellmesh.api.common.v1 import container_pb2, exec_pb2
 from cellmesh.mesh.errors import MeshError
 from support.cell import Cell
 from support.commands import ExecStream
@@ -107,6 +107,15 @@ async def test_no_command_sees_its_terminal_before_the_size_is_set(cell: Cell) -
     async with asyncio.TaskGroup() as group:
         asked = {rows: group.create_task(ask(rows)) for rows in range(30, 30 + TERMINALS)}
     assert {rows: task.result() for rows, task in asked.items()} == {rows: f"{rows} 101" for rows in asked}
+
+
+async def test_a_program_in_a_lasting_directory_has_its_size_too(cell: Cell) -> None:
+    """Prove that a command on a terminal starts where its program is on a file system of its own."""
+    lasting = [container_pb2.PersistentPath(path="/app/keep")]
+    async with cell.running("lasting", "sleep", "86400", persistent_paths=lasting) as box:
+        await box.shell("cp $(which stty) /app/keep/stty")
+        size = exec_pb2.TerminalSize(rows=33, columns=101)
+        assert (await box.run("/app/keep/stty", "size", tty=True, size=size)).text == "33 101"
 
 
 async def test_a_terminal_has_the_size_it_is_told(cell: Cell) -> None:
