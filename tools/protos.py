@@ -26,7 +26,7 @@ from google.protobuf import (
     timestamp_pb2,
     wrappers_pb2,
 )
-from google.rpc import status_pb2
+from google.rpc import status_pb2  # type: ignore[import-untyped]  # ships no types
 from grpc_tools import protoc  # type: ignore[import-untyped]  # ships no types
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,9 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from simulator import Hub
 from support.defects import DEFECTS
-from support.histories import VMS, Broken, Histories, World
+from support.histories import VMS, Histories, World
 from support.hollow_images import hollow_container, hollow_guest
+from support.invariants import Broken
 from support.node import short_directory
 from support.zygote import ForkedNode
 
@@ -53,8 +54,8 @@ async def _opened(loop: asyncio.AbstractEventLoop, defect: str) -> AsyncIterator
                 await it.end_everything()
 
 
-def _found(histories: type[Histories], *, rounds: int) -> list[str]:
-    """Live that many rounds, or up to the first in which something does not hold; say what."""
+def _found(histories: type[Histories], *, rounds: int) -> list[Exception]:
+    """Live that many rounds, or up to the first in which something does not hold; return what, first things first."""
     profile = settings(
         max_examples=rounds,
         stateful_step_count=_STEPS,
@@ -81,6 +82,8 @@ def test_random_lives_keep_what_must_hold() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_planted_defect_is_noticed(defect: str) -> None:
-    """Prove that the histories above would fail if the hypervisor were wrong in this way."""
+    """Prove that the histories above would fail if the hypervisor were wrong so, and by the invariant it breaks."""
     with _world(defect) as histories:
-        assert _found(histories, rounds=_ROUNDS_TO_NOTICE)
+        first = next(iter(_found(histories, rounds=_ROUNDS_TO_NOTICE)), None)
+        assert isinstance(first, Broken), first
+        assert first.invariant is DEFECTS[defect].breaks, first

@@ -36,14 +36,14 @@ async def test_five_hundred_vms_at_once() -> None:
             assert it.process is not None
             created = await asyncio.gather(*(_create(it) for _ in range(_VMS)))
             vms = [vm.vm_id for vm in created]
-            running = await _all(it, vms, lambda vm: vm.state == vm_pb2.VM_STATE_RUNNING)
+            running, now = await _all(it, vms, lambda vm: vm.state == vm_pb2.VM_STATE_RUNNING)
             assert len({vm.vmm_pid for vm in running.values()}) == _VMS
             assert {vm.epoch for vm in running.values()} == {1}
             assert len(hub.processes) == _VMS
             resident = psutil.Process(it.process.pid).memory_info().rss
             assert resident <= _MOST_BYTES, f"{resident >> 20} MiB"
             await asyncio.gather(*(_delete(it, vm_id) for vm_id in vms))
-            await _all(it, vms, lambda vm: vm.state == vm_pb2.VM_STATE_DELETED)
+            await _all(it, vms, lambda vm: vm.state == vm_pb2.VM_STATE_DELETED, since=now)
             assert not (await it.vms.ListVms(vm_service_pb2.ListVmsRequest())).vms
             assert _left(it.run_dir, it.state_dir) == []
             assert hub.processes == {}
@@ -54,22 +54,27 @@ async def _create(it: Node) -> vm_pb2.Vm:
     return (await it.vms.CreateVm(request, timeout=_PATIENCE)).vm
 
 
-async def _all(it: Node, vms: Collection[str], wanted: Callable[[vm_pb2.Vm], bool]) -> dict[str, vm_pb2.Vm]:
-    """Follow all VMs until each of them was as wanted, and return them as they were then."""
+async def _all(
+    it: Node, vms: Collection[str], wanted: Callable[[vm_pb2.Vm], bool], *, since: bytes = b""
+) -> tuple[dict[str, vm_pb2.Vm], bytes]:
+    """Follow all VMs until each was as wanted; return them as they were then, and what resumes the watch there.
+
+    Without `since` a VM that is gone already would never be told.
+    """
     found: dict[str, vm_pb2.Vm] = {}
-    watch = it.vms.WatchVms(vm_service_pb2.WatchVmsRequest())
+    watch = it.vms.WatchVms(vm_service_pb2.WatchVmsRequest(resume_token=since))
     try:
         async with asyncio.timeout(_SECONDS):
             async for answer in watch:
                 if answer.HasField("vm") and answer.vm.vm_id in vms and wanted(answer.vm):
                     found[answer.vm.vm_id] = answer.vm
-                    if len(found) == len(vms):
-                        break
+                if len(found) == len(vms) and answer.resume_token:
+                    return found, answer.resume_token
     except TimeoutError:
         raise AssertionError(f"{len(found)} of {len(vms)} came so far; log: {it.log.read_text()[-4000:]}") from None
     finally:
         watch.cancel()
-    return found
+    raise AssertionError("the watch ended")
 
 
 async def _delete(it: Node, vm_id: str) -> None:

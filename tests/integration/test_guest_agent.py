@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from cellmesh.api.common.v1 import container_pb2
@@ -9,6 +11,7 @@ from support.cell import Cell
 
 pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
+COMMANDS = 24
 _HOG = "held = []\nwhile True: held.append(bytearray(b'x' * (4 << 20)))"
 
 
@@ -22,6 +25,13 @@ async def test_every_lock_is_on_in_a_command_too(cell: Cell, who: str) -> None:
     # chown, dac_override, fowner, fsetid, kill, setgid, setuid; none for a user.
     assert int(lines["CapBnd:"], 16) == (0b11111011 if who == "root" else 0)
     assert int(lines["CapAmb:"], 16) == 0
+
+
+async def test_no_command_is_spared_even_at_first(cell: Cell) -> None:
+    """Prove that commands that ask at once, many beside each other, have nothing of the agent's protection."""
+    read = ("cat", "/proc/self/oom_score_adj")
+    told = await asyncio.gather(*(cell.live.run(*read) for _ in range(COMMANDS)))
+    assert {ended.text for ended in told} == {"0"}
 
 
 async def test_containers_share_no_namespace(cell: Cell) -> None:

@@ -39,7 +39,9 @@ async def stats(cell: Cell, name: str) -> container_pb2.ContainerStats:
 
 async def test_a_memory_hog_harms_only_itself(cell: Cell) -> None:
     """Prove that a command over its container's memory is killed and told so, and that nothing else notices."""
-    before = {name: await cell.until(name, lambda _: True) for name in ("sandbox-live", "sandbox-dev")}
+    # Both have been probed by then: what comes after is the hog's doing.
+    names = ("sandbox-live", "sandbox-dev")
+    before = {name: await cell.until(name, lambda status: status.health == WELL) for name in names}
     async with asyncio.TaskGroup() as group:
         hog = group.create_task(cell.live.run("python3", "-c", walls.HOG))
         while not hog.done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import uuid
 from typing import Any
 
 import pytest
@@ -35,10 +36,11 @@ async def status(box: Box, pid: str) -> dict[str, str]:
 
 async def test_neither_sees_the_others_files(cell: Cell) -> None:
     """Prove that a file of one container is found by itself and by nobody else, not even by another's root."""
-    find = "find / -path /usr -prune -o -name secret-of-live -print 2>/dev/null | head -1"
-    await cell.live.shell("echo mine > /tmp/secret-of-live")
-    assert await cell.live.shell(find) == "/tmp/secret-of-live"
+    secret = f"secret-of-live-{uuid.uuid4()}"
+    find = f"find / -path /usr -prune -o -name {secret} -print 2>/dev/null | head -1"
+    await cell.live.shell(f"echo mine > /tmp/{secret}")
     assert await asyncio.gather(cell.dev.shell(find), cell.root.shell(find)) == ["", ""]
+    assert await cell.live.shell(find) == f"/tmp/{secret}"
 
 
 async def test_neither_sees_the_others_processes_and_environment(cell: Cell) -> None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from cellmesh.api.common.v1 import container_pb2 as common_container_pb2
+from cellmesh.api.common.v1 import health_pb2
 from cellmesh.api.hypervisor.v1 import container_pb2, container_service_pb2, event_pb2
 from cellmesh.image import ContainerImage, GuestImage
 from support.commands import Box
 from support.node import Node
 from support.real_node import PATIENCE, real_node
 
-APP_PORT = 8080
+SAME_PORT = {"live": 8080, "dev": 8080, "root": 8080}
 MARK = "only-live-may-see-this"
 Container = container_pb2.Container
 Status = common_container_pb2.ContainerStatus
+Variable = common_container_pb2.EnvironmentVariable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +34,15 @@ class Cell:
     live: Box
     dev: Box
     root: Box
+    everywhere: Mapping[str, str] = field(default_factory=dict)
+    """Variables of every container that is started."""
 
-    async def start(self, name: str, *argv: str, image: str = "dev", **spec: object) -> Box:
+    async def start(
+        self, name: str, *argv: str, image: str = "dev", environment: Iterable[Variable] = (), **spec: object
+    ) -> Box:
         """Start another container and return it."""
-        await self.it.start_container(self.vm_id, self.images[image], name, argv=argv, **spec)
+        variables = [*environment, *(Variable(name=key, value=value) for key, value in self.everywhere.items())]
+        await self.it.start_container(self.vm_id, self.images[image], name, argv=argv, environment=variables, **spec)
         return Box(node=self.it, vm_id=self.vm_id, name=name)
 
     async def stop(self, name: str) -> Status:
@@ -74,10 +81,20 @@ async def running_cell(
     guest: GuestImage, examples: dict[str, ContainerImage], root: ContainerImage
 ) -> AsyncIterator[Cell]:
     """Boot a VM and start its containers; all of it is gone afterwards."""
+    async with empty_cell(guest, examples, root) as cell:
+        await fill(cell)
+        yield cell
+
+
+@asynccontextmanager
+async def empty_cell(
+    guest: GuestImage, examples: dict[str, ContainerImage], root: ContainerImage
+) -> AsyncIterator[Cell]:
+    """Boot a VM, its containers still to be started; all of it is gone afterwards."""
     images = {**examples, "root": root}
     async with real_node(guest, images.values()) as it:
         vm = await it.running()
-        cell = Cell(
+        yield Cell(
             it=it,
             vm_id=vm.vm_id,
             images={name: image.digest for name, image in images.items()},
@@ -86,11 +103,17 @@ async def running_cell(
                 for name in ("live", "dev", "root")
             },
         )
-        probe = common_container_pb2.HealthProbe(
-            http=common_container_pb2.HttpProbe(port=APP_PORT, path="/healthz"), failure_threshold=10
-        )
-        mark = common_container_pb2.EnvironmentVariable(name="MARK", value=MARK)
-        await cell.start("sandbox-live", image="live", environment=[mark], probe=probe)
-        await cell.start("sandbox-dev", image="dev", probe=probe)
-        await cell.start("root", image="root")
-        yield cell
+
+
+async def fill(cell: Cell, *, ports: Mapping[str, int] = SAME_PORT) -> None:
+    """Start the containers of a cell, or start them anew, and wait until each has been found well."""
+    boxes = {"live": cell.live, "dev": cell.dev, "root": cell.root}
+    for name, box in boxes.items():
+        http = common_container_pb2.HttpProbe(port=ports[name], path="/healthz")
+        probe = common_container_pb2.HealthProbe(http=http, failure_threshold=10)
+        variables = [Variable(name="PORT", value=str(ports[name]))]
+        if name == "live":
+            variables.append(Variable(name="MARK", value=MARK))
+        await cell.start(box.name, image=name, environment=variables, probe=probe)
+    for box in boxes.values():
+        await cell.until(box.name, lambda status: status.health == health_pb2.HEALTH_STATUS_SERVING)

@@ -1,10 +1,10 @@
-"""Faults planted into a hypervisor, each of which some invariant must catch."""
+"""Faults planted into a hypervisor, each with the invariant that must catch it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,22 @@ from cellmesh.hypervisor.domain.vm import Vm, VmState
 from cellmesh.hypervisor.store import Transaction
 from cellmesh.hypervisor.vmm import bridges
 from cellmesh.hypervisor.vmm.launch import Launcher
+from support.invariants import Invariant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defect:
+    """One way to be wrong."""
+
+    plant: Callable[[], None]
+    """Makes this process wrong."""
+    breaks: Invariant
 
 
 def plant(name: str) -> None:
     """Plant a defect into this process; an empty name is none."""
     if name:
-        DEFECTS[name]()
+        DEFECTS[name].plant()
 
 
 def _launch_twice() -> None:
@@ -35,8 +45,8 @@ def _drop_an_event() -> None:
     log = Transaction.log
 
     async def forgetful(self: Transaction, subject: Any, payload: Any, **more: Any) -> None:
-        if not (isinstance(payload, VmStateChanged) and payload.target is VmState.RUNNING):
-            await log(self, subject, payload, **more)
+        dropped = isinstance(payload, VmStateChanged) and payload.target is VmState.RUNNING
+        await log(self, subject, None if dropped else payload, **more)
 
     Transaction.log = forgetful  # type: ignore[method-assign]
 
@@ -77,11 +87,11 @@ def _store_without_event() -> None:
     Transaction._log_vm = silent  # type: ignore[method-assign]
 
 
-DEFECTS: dict[str, Callable[[], None]] = {
-    "a VMM is launched twice": _launch_twice,
-    "an event is dropped": _drop_an_event,
-    "answers are not stored": _forget_answers,
-    "a start keeps its epoch": _keep_the_epoch,
-    "bridges are left behind": _leave_the_bridge,
-    "a wish is stored without its entry": _store_without_event,
+DEFECTS: dict[str, Defect] = {
+    "a VMM is launched twice": Defect(plant=_launch_twice, breaks=Invariant.ONE_VMM),
+    "an event is dropped": Defect(plant=_drop_an_event, breaks=Invariant.EVENTS),
+    "answers are not stored": Defect(plant=_forget_answers, breaks=Invariant.ANSWERS),
+    "a start keeps its epoch": Defect(plant=_keep_the_epoch, breaks=Invariant.EPOCHS),
+    "bridges are left behind": Defect(plant=_leave_the_bridge, breaks=Invariant.NOTHING_LEFT),
+    "a wish is stored without its entry": Defect(plant=_store_without_event, breaks=Invariant.ENTRIES),
 }

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import functools
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cellmesh.api.common.v1 import container_pb2
 from cellmesh.api.hypervisor.v1 import container_service_pb2, container_service_pb2_grpc, vm_pb2, vm_service_pb2
@@ -24,6 +24,7 @@ from cellmesh.hypervisor.vmm.layout import short
 from cellmesh.mesh.channel import unix_channel
 from cellmesh.mesh.errors import MeshError
 from simulator import Fault, FaultKind, Hub, SimulatedProcess
+from support.invariants import Broken, Invariant
 from support.ledger import Ledger
 from support.zygote import ForkedNode
 
@@ -35,10 +36,6 @@ _CONTAINER = "app"
 _CONTAINER_SECONDS = 0.3
 _AT_REST = {DesiredState.RUNNING: VmState.RUNNING, DesiredState.STOPPED: VmState.STOPPED}
 T = TypeVar("T")
-
-
-class Broken(AssertionError):
-    """What must always hold did not."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +57,7 @@ class World:
     hub: Hub
     image: str
     # What did not hold, first things first: Hypothesis plays a history again, and the second time may be another.
-    found: list[str] = field(default_factory=list)
+    found: list[Exception] = field(default_factory=list)
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def run(self, step: Awaitable[T]) -> T:
@@ -68,13 +65,14 @@ class World:
         try:
             return self.loop.run_until_complete(step)
         except Exception as error:
-            self.found.append(repr(error))
+            self.found.append(error)
             raise
 
-    def broke(self, what: str) -> NoReturn:
-        """Say what did not hold."""
-        self.found.append(what)
-        raise Broken(what)
+    def hold(self, faults: Sequence[Broken]) -> None:
+        """Raise the first fault, if there is one; all are found."""
+        self.found += faults
+        if faults:
+            raise faults[0]
 
     @property
     def dead(self) -> bool:
@@ -117,7 +115,7 @@ class Histories(RuleBasedStateMachine):
     def begin(self) -> None:
         """Create the VMs."""
         if self.world.found:
-            raise Broken(self.world.found[0])
+            raise self.world.found[0]
         self.ledger = Ledger(self.world.it.state_dir)
         self.lives = [self._life() for _ in range(VMS)]
         for life in self.lives:
@@ -149,8 +147,7 @@ class Histories(RuleBasedStateMachine):
         """Send a wish a second time: it gets its first answer, whatever happened since."""
         life = self.lives[index]
         verb, request, answer = life.answers[which % len(life.answers)]
-        if self.world.run(self._ask(verb, request)) != answer:
-            self.world.broke(f"{verb} with a repeated request_id got another answer")
+        self.world.run(self._repeat(verb, request, answer))
 
     @rule(index=st.integers(0, VMS - 1))
     def start_container(self, index: int) -> None:
@@ -218,29 +215,32 @@ class Histories(RuleBasedStateMachine):
         """Let what is under way go on for a while, so that accidents find it at another step."""
         self.world.run(asyncio.sleep(milliseconds / 1000))
 
+    @invariant()
+    def has_one_vmm(self) -> None:
+        """Look after every step; a VM that had two for a moment may never come to rest."""
+        self.world.hold(
+            [Broken(Invariant.ONE_VMM, f"two at once in {directory}") for directory in self.world.hub.doubles]
+        )
+
     def teardown(self) -> None:
         """Look whether all came to rest as wished, and whether all of it can be taken away."""
-        if not hasattr(self, "lives"):
+        if not hasattr(self, "lives") or self.world.found:
             return
         self.world.hub.faults.clear()
+        self._hold()
         self.world.run(self._settled())
         for life in self.lives:
             for verb, request, answer in life.answers:
-                if self.world.run(self._ask(verb, request)) != answer:
-                    self.world.broke(f"{verb} with a repeated request_id got another answer in the end")
+                self.world.run(self._repeat(verb, request, answer))
         self._hold()
         self.world.run(self._deleted())
         self._hold()
         left = [found for life in self.lives for found in self._left(life.vm_id)]
-        if left:
-            self.world.broke(f"left behind: {left}")
+        self.world.hold([Broken(Invariant.NOTHING_LEFT, str(left))] if left else [])
 
     def _hold(self) -> None:
-        faults = [fault for life in self.lives for fault in self.ledger.faults(life.vm_id)]
-        if self.world.hub.doubles:
-            faults.append(f"two VMMs at once: {self.world.hub.doubles}")
-        if faults:
-            self.world.broke("; ".join(faults))
+        self.has_one_vmm()
+        self.world.hold([fault for life in self.lives for fault in self.ledger.faults(life.vm_id)])
 
     def _life(self) -> Life:
         user = str(uuid.uuid4())
@@ -257,11 +257,26 @@ class Histories(RuleBasedStateMachine):
         life.answers.append((verb, request, answer))
         return answer
 
-    async def _ask(self, verb: str, request: Any) -> Any:
+    async def _ask(self, verb: str, request: Any, *, before: int = 0) -> Any:
+        """Wish something and return the answer; `before` is how often it was wished already."""
+        sent = before
+
+        async def send() -> Any:
+            nonlocal sent
+            sent += 1
+            return await getattr(self.world.it.vms, f"{verb}Vm")(request, timeout=30.0)
+
         try:
-            return await self.world.call(lambda: getattr(self.world.it.vms, f"{verb}Vm")(request, timeout=30.0))
+            return await self.world.call(send)
         except MeshError as error:
-            raise Broken(f"{verb} was refused: {error}") from error
+            # What a hypervisor that died may have taken is a repeated wish to the next one.
+            broken = Invariant.WISHES if sent == 1 else Invariant.ANSWERS
+            raise Broken(broken, f"{verb} was refused: {error}") from error
+
+    async def _repeat(self, verb: str, request: Any, answer: Message) -> None:
+        again = await self._ask(verb, request, before=1)
+        if again != answer:
+            raise Broken(Invariant.ANSWERS, f"{verb} was answered {answer}, then {again}")
 
     async def _try_container(self, request: container_service_pb2.StartContainerRequest) -> None:
         # A connection of its own: a guest that does not answer must not make us doubt the hypervisor.
@@ -272,7 +287,7 @@ class Histories(RuleBasedStateMachine):
                 await self.world.call(lambda: stub.StartContainer(request, timeout=_CONTAINER_SECONDS))
         except MeshError as error:
             if error.reason in {"INTERNAL", "RESPONSE_INVALID"}:
-                raise Broken(f"StartContainer: {error}") from error
+                raise Broken(Invariant.WISHES, f"StartContainer: {error}") from error
 
     async def _killed(self, *, failpoint: str = "") -> None:
         process = self.world.it.process
@@ -290,7 +305,7 @@ class Histories(RuleBasedStateMachine):
         except TimeoutError:
             stories = [str(self.ledger.vm(life.vm_id)) for life in restless]
             log = self.world.it.log.read_text()[-3000:]
-            raise Broken(f"not at rest after {_SETTLED_SECONDS:g} s: {stories}; {log}") from None
+            raise Broken(Invariant.REST, f"not after {_SETTLED_SECONDS:g} s: {stories}; {log}") from None
 
     async def _look_after_hypervisor(self) -> None:
         if self.world.dead:
@@ -300,7 +315,7 @@ class Histories(RuleBasedStateMachine):
     def _rests(self, life: Life) -> bool:
         vm, process = self.ledger.vm(life.vm_id), self.world.process(life.vm_id)
         if vm is None:
-            raise Broken(f"VM {life.vm_id} is lost")
+            raise Broken(Invariant.REST, f"VM {life.vm_id} is lost")
         if vm.state is not _AT_REST[vm.desired]:
             return False
         if vm.state is VmState.STOPPED:
@@ -320,7 +335,7 @@ class Histories(RuleBasedStateMachine):
                 while any(self.ledger.vm(life.vm_id) or self.world.process(life.vm_id) for life in self.lives):
                     await self._look_after_hypervisor()
         except TimeoutError:
-            raise Broken(f"not deleted: {self.world.it.log.read_text()[-3000:]}") from None
+            raise Broken(Invariant.REST, f"not deleted: {self.world.it.log.read_text()[-3000:]}") from None
 
     def _left(self, vm_id: str) -> list[object]:
         """Return what is still there of a VM."""

@@ -1,4 +1,4 @@
-"""What a node's database says happened, held against what it says is: each fault a sentence."""
+"""What a node's database says happened, held against what it says is: each fault by the invariant it breaks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cellmesh.hypervisor.domain.container import Container
 from cellmesh.hypervisor.domain.event import ContainerStateChanged, VmStateChanged
 from cellmesh.hypervisor.domain.vm import TRANSITIONS, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
+from support.invariants import Broken, Invariant
 
 _ALLOWED = {(row.origin, row.target) for row in TRANSITIONS}
 
@@ -36,7 +37,7 @@ class Ledger:
         """Return the containers of a VM as stored."""
         return [rows.container_from_row(row) for row in self._rows("SELECT * FROM containers WHERE vm_id = ?", vm_id)]
 
-    def faults(self, vm_id: str) -> list[str]:
+    def faults(self, vm_id: str) -> list[Broken]:
         """Say what is wrong with a VM's story."""
         with closing(self._open()) as connection:
             connection.execute("BEGIN")  # one moment for both: the hypervisor may be writing
@@ -45,7 +46,7 @@ class Ledger:
             entries = _query(connection, "SELECT * FROM events WHERE vm_id = ? ORDER BY sequence", vm_id)
         found = list(_vm_faults(entries, rows.vm_from_row(stored[0]) if stored else None))
         found += [fault for row in containers for fault in _container_faults(entries, rows.container_from_row(row))]
-        return [f"VM {vm_id}: {fault}" for fault in found]
+        return [Broken(invariant, f"VM {vm_id}: {what}") for invariant, what in found]
 
     def _rows(self, query: str, key: str) -> list[dict[str, Any]]:
         with closing(self._open()) as connection:
@@ -61,7 +62,7 @@ def _query(connection: sqlite3.Connection, query: str, key: str) -> list[dict[st
     return [dict(row) for row in connection.execute(query, (key,))]
 
 
-def _vm_faults(entries: list[dict[str, Any]], stored: Vm | None) -> Iterator[str]:
+def _vm_faults(entries: list[dict[str, Any]], stored: Vm | None) -> Iterator[tuple[Invariant, str]]:
     """Replay the entries of a VM: they must lead, step by step, to what is stored."""
     state: VmState | None = None
     last: Vm | None = None
@@ -69,38 +70,39 @@ def _vm_faults(entries: list[dict[str, Any]], stored: Vm | None) -> Iterator[str
         change = payloads.from_json(entry["kind"], entry["payload"]) if entry["kind"] else None
         if isinstance(change, VmStateChanged):
             if change.origin is not state:
-                yield f"an event says it came from {change.origin}, the one before left it {state}"
+                yield Invariant.EVENTS, f"an event says it came from {change.origin}, the one before left it {state}"
             if change.origin is not None and (change.origin, change.target) not in _ALLOWED:
-                yield f"it went from {change.origin} to {change.target}"
+                yield Invariant.EVENTS, f"it went from {change.origin} to {change.target}"
             state = change.target
         if entry["vm"] is None:
             continue
         vm = rows.vm_from_json(entry["vm"])
         if vm.state is not state:
-            yield f"it was {vm.state} when the events said {state}"
+            yield Invariant.EVENTS, f"it was {vm.state} when the events said {state}"
         if last is not None and vm.revision != last.revision + 1:
-            yield f"revision {vm.revision} follows {last.revision}"
+            yield Invariant.ENTRIES, f"revision {vm.revision} follows {last.revision}"
         started = isinstance(change, VmStateChanged) and change.target is VmState.STARTING
-        if vm.epoch != (0 if last is None else last.epoch) + started:
-            yield f"epoch {vm.epoch} follows {0 if last is None else last.epoch} as it becomes {vm.state}"
+        before = 0 if last is None else last.epoch
+        if vm.epoch != before + started:
+            yield Invariant.EPOCHS, f"epoch {vm.epoch} follows {before} as it becomes {vm.state}"
         last = vm
     if stored is None and state is not VmState.DELETED:
-        yield f"it is gone, and its events end with {state}"
+        yield Invariant.EVENTS, f"it is gone, and its events end with {state}"
     if stored is not None and stored != last:
-        yield f"stored is {stored}, the log ends with {last}"
+        yield Invariant.ENTRIES, f"stored is {stored}, the log ends with {last}"
 
 
-def _container_faults(entries: list[dict[str, Any]], stored: Container) -> Iterator[str]:
+def _container_faults(entries: list[dict[str, Any]], stored: Container) -> Iterator[tuple[Invariant, str]]:
     state, generation = None, 0
     for entry in entries:
         change = payloads.from_json(entry["kind"], entry["payload"]) if entry["kind"] else None
         if entry["container_name"] != stored.name or not isinstance(change, ContainerStateChanged):
             continue
         if change.origin is not state:
-            yield f"container {stored.name} came from {change.origin}, the event before left it {state}"
+            yield Invariant.EVENTS, f"container {stored.name} came from {change.origin}, the event before says {state}"
         if entry["generation"] < generation:
-            yield f"generation {entry['generation']} of container {stored.name} follows {generation}"
+            yield Invariant.EVENTS, f"generation {entry['generation']} of container {stored.name} follows {generation}"
         state, generation = change.target, entry["generation"]
     now = (stored.status.state, stored.generation)
     if (state, generation) != now:
-        yield f"container {stored.name} is {now}, its events end with {(state, generation)}"
+        yield Invariant.EVENTS, f"container {stored.name} is {now}, its events end with {(state, generation)}"

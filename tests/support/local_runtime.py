@@ -99,7 +99,7 @@ async def local_cell() -> AsyncIterator[LocalCell]:
             runtime = LocalRuntime(reaper, Path(directory))
             async with asyncio.TaskGroup() as group:
                 slots = Slots(Path(directory, "slots.json"))
-                containers = Containers(runtime=runtime, slots=slots, random=lambda: 0.5, group=group)
+                containers = Containers(runtime=lambda: runtime, slots=slots, random=lambda: 0.5, group=group)
                 try:
                     yield LocalCell(containers=containers, runtime=runtime, group=group)
                 finally:

@@ -55,6 +55,11 @@ def short_directory() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
+def wish(vm_id: str) -> dict[str, str]:
+    """Return the fields of a fresh wish about a VM."""
+    return {"request_id": str(uuid.uuid4()), "vm_id": vm_id}
+
+
 class Node:
     """One node: its directories, its hypervisor, and an operator's calls to it."""
 
@@ -219,6 +224,11 @@ class Node:
         """Create a VM and return it once it runs; its Hello may be stored before the id of its process."""
         vm = await self.create(**spec)
         return await self.until_vm(vm.vm_id, lambda now: now.state == vm_pb2.VM_STATE_RUNNING and now.vmm_pid > 0)
+
+    async def stop_vm(self, vm_id: str) -> vm_pb2.Vm:
+        """Stop a VM and return it once it is STOPPED."""
+        await self.vms.StopVm(vm_service_pb2.StopVmRequest(**wish(vm_id)))
+        return await self.until(vm_id, vm_pb2.VM_STATE_STOPPED)
 
     async def start_container(
         self, vm_id: str, image: str, name: str = "app", **spec: object

@@ -49,6 +49,7 @@ nodes = {"disk": (stat.S_IFBLK, 254, 0), "mem": (stat.S_IFCHR, 1, 1), "fuse": (s
 for name, (kind, major, minor) in nodes.items():
     try:
         os.mknod("/tmp/" + name, kind | 0o666, os.makedev(major, minor))
+        os.unlink("/tmp/" + name)
         made[name] = 0
     except OSError as error:
         made[name] = error.errno

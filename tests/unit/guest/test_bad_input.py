@@ -58,7 +58,7 @@ async def serving(path: Path) -> AsyncIterator[None]:
         sessions = Sessions(cell.containers, cell.group)
         server = grpc.aio.server()
         container_service_pb2_grpc.add_GuestContainerServiceServicer_to_server(
-            GuestContainerServicer(identity, cell.containers, sessions), server
+            GuestContainerServicer(identity, cell.containers, lambda: sessions), server
         )
         shutdown = Shutdown(cell.containers.stop_all)
         guest_service_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(identity, shutdown), server)

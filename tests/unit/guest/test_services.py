@@ -64,7 +64,7 @@ async def _agent(directory: Path) -> AsyncIterator[_Agent]:
         shutdown = Shutdown(cell.containers.stop_all)
         server = grpc.aio.server()
         container_service_pb2_grpc.add_GuestContainerServiceServicer_to_server(
-            GuestContainerServicer(identity, cell.containers, sessions), server
+            GuestContainerServicer(identity, cell.containers, lambda: sessions), server
         )
         guest_service_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(identity, shutdown), server)
         server.add_generic_rpc_handlers((HealthServicer(cell.containers).handler(),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -56,6 +57,35 @@ async def test_an_error_leaves_neither_state_nor_event_nor_news(store: Store) ->
         assert await reading.vm(vm.vm_id) is None
         assert await reading.entries(after=0, limit=10) == []
     assert store.mirror.vm(vm.vm_id) is None
+
+
+async def test_a_commit_is_told_even_if_who_made_it_gave_up(store: Store) -> None:
+    """A transaction whose caller's time ends while it commits is stored, mirrored and followed up like any other."""
+    vm, committing, go, followed = make_vm(), asyncio.Event(), threading.Event(), asyncio.Event()
+
+    async def change() -> None:
+        async with store.transaction() as tx:
+            await tx.add_vm(vm)
+            tx.follow_ups.append(followed.set)
+            # What its thread does before it gets to the commit.
+            held.append(store._writer._asked(lambda _: go.wait()))
+            committing.set()
+
+    held: list[asyncio.Future[bool]] = []
+    with store.changes.watched(vm.vm_id) as changed:
+        task = asyncio.create_task(change())
+        await committing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert store.mirror.vm(vm.vm_id) is None
+        go.set()
+        async with asyncio.timeout(30):
+            await followed.wait()
+        assert changed.is_set()
+    assert store.mirror.vm(vm.vm_id) == vm
+    async with store.reading() as reading:
+        assert await reading.vm(vm.vm_id) == vm
 
 
 async def test_each_change_of_state_has_its_event(store: Store) -> None:

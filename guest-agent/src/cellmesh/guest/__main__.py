@@ -3,7 +3,6 @@
 import gc
 import os
 import sys
-import traceback
 
 from cellmesh.guest import imports, kernel
 from cellmesh.guest.boot import BootFailed, prepare_machine, say
@@ -20,7 +19,7 @@ def main() -> None:
     except BootFailed as error:
         say(f"fatal: {error}")
     except BaseException as error:  # PID 1 may not die: the kernel would panic and the host learn nothing.
-        traceback.print_exc()
+        sys.excepthook(type(error), error, error.__traceback__)
         say(f"fatal: {type(error).__name__}: {error}")
     finally:
         kernel.power_off()

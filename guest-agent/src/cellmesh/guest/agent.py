@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
@@ -13,14 +16,13 @@ from cellmesh.api.guest.v1 import (
     container_service_pb2_grpc,
     guest_service_pb2_grpc,
 )
-from cellmesh.guest import boot, vsock
+from cellmesh.guest import boot, imports, late, vsock
 from cellmesh.guest.contain import contain, persist
-from cellmesh.guest.containers.crun import Crun
+from cellmesh.guest.containers import crun, rootfs
 from cellmesh.guest.containers.memory_watch import MemoryWatch
 from cellmesh.guest.containers.registry import Containers
-from cellmesh.guest.containers.rootfs import Places, discard_layers, remove_discarded
 from cellmesh.guest.containers.slots import Slots
-from cellmesh.guest.exec.sessions import Sessions
+from cellmesh.guest.exec import sessions as commands
 from cellmesh.guest.host.channel import open_channel
 from cellmesh.guest.host.hello import say_hello
 from cellmesh.guest.host.report import ReportLog
@@ -33,10 +35,16 @@ from cellmesh.guest.servicers.guest import GuestServicer
 from cellmesh.guest.servicers.health import HealthServicer
 from cellmesh.guest.shutdown import Shutdown
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cellmesh.guest.exec.sessions import Sessions
+
 _AGENT_SOCKET = f"{boot.RUN}/agent.sock"
 _HOST_SOCKET = f"{boot.RUN}/host.sock"
 _MESSAGE_LIMIT = 256 << 10
 _LAST_ANSWER = 1.0
+_SETTLE_AFTER = 1.0  # What a host asks right after Hello is answered well within.
 _SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
     ("grpc.max_send_message_length", _MESSAGE_LIMIT),
@@ -50,14 +58,15 @@ async def run_agent(reaper: Reaper) -> None:
     """Serve until the host asks for the end."""
     reaper.attach()
     identity = Identity(read_boot_id())
-    places = Places()
     async with asyncio.TaskGroup() as group:
         memory = MemoryWatch()
-        runtime = Crun(reaper, places, memory)
         containers = Containers(
-            runtime=runtime, slots=Slots(places.data / "slots.json"), random=random.random, group=group
+            runtime=functools.cache(lambda: crun.Crun(reaper, rootfs.Places(), memory)),
+            slots=Slots(Path(boot.DATA, "slots.json")),
+            random=random.random,
+            group=group,
         )
-        sessions = Sessions(containers, group)
+        sessions = functools.cache(lambda: commands.Sessions(containers, group))
         shutdown = Shutdown(containers.stop_all)
         server = _server(identity, containers, sessions, shutdown)
         await server.start()
@@ -69,18 +78,20 @@ async def run_agent(reaper: Reaper) -> None:
             ReportLog()
         )  # Its sequence is the boot's, not a channel's.
         talk = group.create_task(
-            persist(lambda: _talk_to_host(identity, containers, places, reports), "the talk with the host")
+            persist(lambda: _talk_to_host(identity, containers, reports), "the talk with the host")
         )
         memory.attach(containers.count_oom_kills)
-        tidy = group.create_task(contain(_tidy(identity, places), "deleting discarded layers"))
+        settling = group.create_task(contain(_settle(identity), "settling"))
         await shutdown.finished.wait()
         await server.stop(_LAST_ANSWER)
-        sessions.stop()
+        sessions().stop()
         talk.cancel()
-        tidy.cancel()
+        settling.cancel()
 
 
-def _server(identity: Identity, containers: Containers, sessions: Sessions, shutdown: Shutdown) -> grpc.aio.Server:
+def _server(
+    identity: Identity, containers: Containers, sessions: Callable[[], Sessions], shutdown: Shutdown
+) -> grpc.aio.Server:
     server = grpc.aio.server(options=_SERVER_OPTIONS)
     guest_service_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(identity, shutdown), server)
     container_service_pb2_grpc.add_GuestContainerServiceServicer_to_server(
@@ -91,22 +102,26 @@ def _server(identity: Identity, containers: Containers, sessions: Sessions, shut
     return server
 
 
-async def _tidy(identity: Identity, places: Places) -> None:
+async def _settle(identity: Identity) -> None:
+    """Do what the boot was spared, once the host has heard from it and had a moment to ask how it is."""
     await identity.assignment()
-    await asyncio.to_thread(remove_discarded, places)
+    await asyncio.sleep(_SETTLE_AFTER)
+    for name in imports.OF_CONTAINERS:
+        late.run(name)
+        await asyncio.sleep(0)  # A call that has come meanwhile goes first.
+    await asyncio.to_thread(rootfs.remove_discarded, rootfs.Places())
 
 
 async def _talk_to_host(
     identity: Identity,
     containers: Containers,
-    places: Places,
     reports: ReportLog[agent_service_pb2.ReportRequest],
 ) -> None:
     async with open_channel(_HOST_SOCKET) as channel:
         stub: agent_service_pb2_grpc.AgentServiceAsyncStub = agent_service_pb2_grpc.AgentServiceStub(channel)
         assignment = await say_hello(stub, identity.boot_id)
         if assignment.discard_layers and not identity.assigned:
-            discard_layers(places)
+            rootfs.discard_layers(rootfs.Places())
         identity.assign(assignment)
         boot.say(f"epoch {assignment.epoch} of VM {assignment.vm_id}")
 

@@ -43,16 +43,6 @@ class Cgroup:
         except FileNotFoundError:
             return  # It is gone, and so is all that was in it.
 
-    def give_up_protection(self) -> None:
-        """Let the kernel kill for memory what inherited the agent's protection: `crun exec` ignores oomScoreAdj."""
-        for pid in (self.path / "cgroup.procs").read_text().split():
-            score = Path("/proc", pid, "oom_score_adj")
-            try:
-                if int(score.read_text()) < 0:
-                    score.write_text("0")
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # It ended meanwhile.
-
     def oom_kills(self) -> int:
         """Count the processes the kernel killed here for memory since it was made."""
         return self._table("memory.events").get("oom_kill", 0)

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cellmesh.guest import boot
+from cellmesh.guest import boot, kernel
 from cellmesh.guest.containers import bundle, guard, rootfs
 from cellmesh.guest.containers.cgroup import Cgroup
 from cellmesh.guest.containers.image import BadImage, ImageConfig, read_image
@@ -17,9 +18,9 @@ from cellmesh.guest.containers.model import ContainerSpec
 from cellmesh.guest.containers.runtime import Command, KeyFound, StartFailed, Stdio
 from cellmesh.guest.netns import NetworkNamespace
 from cellmesh.guest.reaper import Process, Reaper
-from cellmesh.guest.terminal import set_size
 
 _CRUN = ("crun", "--root=/run/crun", "--cgroup-manager=cgroupfs")
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _START_TIMEOUT = 60.0
 _MESSAGE_LIMIT = 512
 _RECEIVE_TIMEOUT = 1.0
@@ -108,14 +109,26 @@ class CrunContainer:
 
     async def execute(self, command: Command, stdio: Stdio) -> Process:
         """Run a command in it; raises StartFailed."""
-        launch = self._describe(command, tty=False)
-        process = await launch.run(["exec", "--detach", f"--process={launch.description}"], self._parts.name, stdio)
-        self.cgroup.give_up_protection()
-        return process
+        launch = self._describe(command)
+        return await launch.run(["exec", "--detach", f"--process={launch.description}"], self._parts.name, stdio)
 
     async def execute_on_terminal(self, command: Command, rows: int, columns: int) -> tuple[Process, int]:
         """Run a command on a terminal of its own; returns it and the terminal's other end. Raises StartFailed."""
-        launch = self._describe(command, tty=True)
+        # crun sets the size beside the process it has let go already: until crun is done, no program may start to look.
+        with self._programs_held():
+            launch = self._describe(command, {"height": rows, "width": columns})
+            return await self._launch_on_terminal(launch)
+
+    @contextlib.contextmanager
+    def _programs_held(self) -> Iterator[None]:
+        places = (self._parts.rootfs, *(source for source, _ in self._parts.persistent))
+        gate = kernel.hold_programs(str(place) for place in places)
+        try:
+            yield
+        finally:
+            os.close(gate)
+
+    async def _launch_on_terminal(self, launch: "_Launch") -> tuple[Process, int]:
         path = launch.description.with_suffix(".tty")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
@@ -128,16 +141,14 @@ class CrunContainer:
                     try:
                         process = await launch.run(flags, self._parts.name, None)
                     except BaseException:
-                        terminal.cancel()
+                        if not terminal.cancel() and not terminal.cancelled() and terminal.exception() is None:
+                            os.close(terminal.result())  # It was handed over before crun failed.
                         raise
             except* StartFailed as failures:
                 raise failures.exceptions[0] from None
             finally:
                 path.unlink(missing_ok=True)
-        self.cgroup.give_up_protection()
-        master = terminal.result()
-        set_size(master, rows, columns)
-        return process, master
+        return process, terminal.result()
 
     async def remove(self) -> None:
         """Kill what is left of it and let go of all it used, except its files."""
@@ -148,10 +159,10 @@ class CrunContainer:
         with contextlib.suppress(OSError):
             self.cgroup.remove()  # crun has removed it already, unless it could not.
 
-    def _describe(self, command: Command, *, tty: bool) -> "_Launch":
+    def _describe(self, command: Command, console: Mapping[str, int] | None = None) -> "_Launch":
         spec, image = self._parts.spec, self._parts.image
         variables = dict(bundle.environment(spec, image, self._parts.name)) | dict(command.environment)
-        if tty:
+        if console:
             variables.setdefault("TERM", "xterm")
         self._commands += 1
         launch = _Launch(self._reaper, self._home, f"exec-{self._commands}")
@@ -160,8 +171,10 @@ class CrunContainer:
             variables=tuple(variables.items()),
             working_dir=command.working_dir or spec.working_dir or image.working_dir,
             user=image.user,
-            tty=tty,
+            tty=console is not None,
         )
+        if console:
+            description["consoleSize"] = console
         launch.description.write_text(json.dumps(description))
         return launch
 
@@ -184,7 +197,8 @@ class _Launch:
         try:
             with self._reaper.adopting():
                 descriptors = (stdio.stdin, stdio.stdout, stdio.stderr) if stdio else (None, None, None)
-                crun = self._reaper.spawn(argv, *descriptors)
+                with _without_protection():
+                    crun = self._reaper.spawn(argv, *descriptors)
                 code = await _finish(crun)
                 if code != 0:
                     raise StartFailed(self._reason(code))
@@ -201,6 +215,17 @@ class _Launch:
             if lines:
                 return lines[-1][-_MESSAGE_LIMIT:]
         return f"crun ended with code {code} and said nothing"
+
+
+@contextlib.contextmanager
+def _without_protection() -> Iterator[None]:
+    # The kernel spares the agent when memory runs out. A command would inherit that: `crun exec` ignores oomScoreAdj.
+    protection = _OOM_SCORE.read_text()
+    _OOM_SCORE.write_text("0")
+    try:
+        yield
+    finally:
+        _OOM_SCORE.write_text(protection)
 
 
 async def _delete(reaper: Reaper, name: str) -> None:

@@ -1,23 +1,30 @@
 """All containers of this cell, by name."""
 
+from __future__ import annotations
+
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cellmesh.guest.changes import Changes
-from cellmesh.guest.containers.container import Container, Surroundings
-from cellmesh.guest.containers.logs import Logs
-from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus
-from cellmesh.guest.containers.runtime import RunningContainer, Runtime
+from cellmesh.guest.containers import container as life
+from cellmesh.guest.containers import logs as output
 from cellmesh.guest.containers.slots import MAX_CONTAINERS, NoSlot, Slots
 from cellmesh.guest.errors import ContainerNotFound, ContainerNotRunning, OldGeneration, TooManyContainers
 
+if TYPE_CHECKING:
+    from cellmesh.guest.containers.container import Container
+    from cellmesh.guest.containers.logs import Logs
+    from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus
+    from cellmesh.guest.containers.runtime import RunningContainer, Runtime
+
 
 class Containers:
-    """Starts, replaces and stops containers; their lives are tasks of `group`."""
+    """Starts, replaces and stops containers; their lives are tasks of `group`; each asks for the `runtime`."""
 
     def __init__(
-        self, *, runtime: Runtime, slots: Slots, random: Callable[[], float], group: asyncio.TaskGroup
+        self, *, runtime: Callable[[], Runtime], slots: Slots, random: Callable[[], float], group: asyncio.TaskGroup
     ) -> None:
         self._slots = slots
         self._group = group
@@ -25,7 +32,8 @@ class Containers:
         self._logs: dict[str, Logs] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.changes = Changes()
-        self._surroundings = Surroundings(runtime=runtime, changed=self.changes.notify, random=random)
+        self._runtime = runtime
+        self._random = random
 
     @property
     def dropped_log_bytes(self) -> int:
@@ -64,9 +72,10 @@ class Containers:
             slot = self._slots.slot(name)
         except NoSlot as error:
             raise TooManyContainers(str(error)) from error
-        ring = self._logs.setdefault(name, Logs()).open(generation)
-        return Container(
-            name=name, generation=generation, slot=slot, spec=spec, ring=ring, surroundings=self._surroundings
+        ring = self._logs.setdefault(name, output.Logs()).open(generation)
+        surroundings = life.Surroundings(runtime=self._runtime(), changed=self.changes.notify, random=self._random)
+        return life.Container(
+            name=name, generation=generation, slot=slot, spec=spec, ring=ring, surroundings=surroundings
         )
 
     async def stop(self, name: str) -> ContainerStatus:

@@ -31,9 +31,10 @@ class Slots:
 
     def _load(self) -> dict[str, int]:
         try:
-            slots = json.loads(self._path.read_text())
+            text = self._path.read_text()
         except FileNotFoundError:
             return {}
+        slots = json.loads(text)
         return {str(name): int(slot) for name, slot in slots.items()}
 
     def _save(self) -> None:

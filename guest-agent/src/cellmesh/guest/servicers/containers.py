@@ -1,27 +1,31 @@
 """GuestContainerService: the containers."""
 
+from __future__ import annotations
+
 import asyncio
-from collections.abc import AsyncIterator
-from typing import cast
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, cast
 
 from cellmesh.api.common.v1 import exec_pb2, log_pb2
 from cellmesh.api.guest.v1 import container_service_pb2, container_service_pb2_grpc
-from cellmesh.guest.containers.logs import LogRing, Slice
 from cellmesh.guest.containers.registry import Containers
 from cellmesh.guest.errors import GenerationNotFound, InvalidRequest
-from cellmesh.guest.exec.sessions import Sessions
 from cellmesh.guest.identity import Identity
 from cellmesh.guest.servicers import codec
+from cellmesh.guest.servicers import exec as exec_stream
 from cellmesh.guest.servicers.answer import Context, answered
-from cellmesh.guest.servicers.exec import serve_exec
+
+if TYPE_CHECKING:
+    from cellmesh.guest.containers.logs import LogRing, Slice
+    from cellmesh.guest.exec.sessions import Sessions
 
 _LOG_HEARTBEAT = 15.0
 
 
 class GuestContainerServicer(container_service_pb2_grpc.GuestContainerServiceServicer):
-    """Answers for the containers."""
+    """Answers for the containers; `sessions` is asked for at each command."""
 
-    def __init__(self, identity: Identity, containers: Containers, sessions: Sessions) -> None:
+    def __init__(self, identity: Identity, containers: Containers, sessions: Callable[[], Sessions]) -> None:
         self._identity = identity
         self._containers = containers
         self._sessions = sessions
@@ -60,7 +64,7 @@ class GuestContainerServicer(container_service_pb2_grpc.GuestContainerServiceSer
         self, requests: AsyncIterator[container_service_pb2.ExecRequest], context: Context
     ) -> None:
         """Run a command in a container, or come back to one."""
-        await serve_exec(self._sessions, requests, context)
+        await exec_stream.serve_exec(self._sessions(), requests, context)
 
     @answered
     async def StreamLogs(  # type: ignore[override]  # grpc.aio takes a coroutine that writes as well as a generator

@@ -5,7 +5,7 @@ from enum import IntEnum
 import grpc
 import grpc.aio
 
-from cellmesh.guest.containers.model import Health, State
+from cellmesh.guest.containers import model
 from cellmesh.guest.containers.registry import Containers
 from cellmesh.guest.servicers.answer import Context
 
@@ -63,8 +63,9 @@ class HealthServicer:
             return Serving.SERVING
         for status in self._containers.statuses():
             if status.name == name:
-                well = status.state is State.RUNNING and status.health is Health.SERVING
-                unknown = status.state is State.RUNNING and status.health is Health.UNKNOWN
+                running = status.state is model.State.RUNNING
+                well = running and status.health is model.Health.SERVING
+                unknown = running and status.health is model.Health.UNKNOWN
                 return Serving.SERVING if well else Serving.UNKNOWN if unknown else Serving.NOT_SERVING
         return Serving.SERVICE_UNKNOWN
 

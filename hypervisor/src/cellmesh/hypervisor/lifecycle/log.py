@@ -80,7 +80,10 @@ class Log:
 
     async def _publish(self) -> None:
         """Publish what was committed since the last look."""
-        while changes := await self.after(self._published, _PAGE):
+        while True:
+            changes = await self.after(self._published, _PAGE)
             for change in changes:
                 self.hub.publish(change)
                 self._published = change.position
+            if len(changes) < _PAGE:
+                return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -91,9 +92,13 @@ class Vms:
             await tx.add_vm(vm)
             await tx.add_routes(default_routes(vm.vm_id, tx.now))
             await tx.put_answer(intent, vm_to_json(vm))
-        self._failpoint("create.committed")
-        self._follow(vm.vm_id)
+            # A caller whose deadline ends during the commit has a VM all the same, and it needs its keeper.
+            tx.follow_ups.append(functools.partial(self._begin, vm.vm_id))
         return vm
+
+    def _begin(self, vm_id: VmId) -> None:
+        self._failpoint("create.committed")
+        self._follow(vm_id)
 
     def _guest_image(self, digest: str) -> str | None:
         """Return the digest of the image to boot, or None if it cannot be had; reading it is quicker than a thread."""

@@ -186,14 +186,22 @@ class VmReconciler:
         self._world.failpoint("delete.deleting_committed")
         if vm.force_delete:
             await kill_whatever_runs(self._world, vm.vm_id)
-        await self._clear_away()
+        await self._end()
         await self._world.vmm.destroy(vm.vm_id)
+        self._world.handles.pop(vm.vm_id, None)
         self._world.failpoint("delete.destroyed")
         await outcomes.forget(self._world, vm.vm_id)
         raise _Over
 
     async def _clear_away(self) -> None:
         """Make sure that nothing of the VM runs or lies in its run directory."""
+        await self._end()
+        await self._world.vmm.clean(self._vm_id)
+        self._world.handles.pop(self._vm_id, None)
+        self._handle = self._exit = None
+
+    async def _end(self) -> None:
+        """End the VMM and everybody who deals with it, and leave the cleaning to who called."""
         if self._containers is not None:
             await self._containers.cancel()
             self._containers = None
@@ -205,9 +213,6 @@ class VmReconciler:
             self._exited.cancel()
             self._exited = None
         await self._world.sockets.close(self._vm_id)
-        await self._world.vmm.clean(self._vm_id)
-        self._world.handles.pop(self._vm_id, None)
-        self._handle = self._exit = None
 
     # After a start of the hypervisor: what of the VM still runs?
 

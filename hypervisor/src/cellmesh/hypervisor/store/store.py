@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import insert, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection as SyncConnection
+from sqlalchemy import insert, select
 
 from cellmesh.hypervisor.store.changes import Changes
 from cellmesh.hypervisor.store.mirror import Mirror
 from cellmesh.hypervisor.store.schema import NODE, migrate
-from cellmesh.hypervisor.store.sqlite import OUTSIDE_TRANSACTION, open_readers, open_writer
+from cellmesh.hypervisor.store.sqlite import Connection, connections
 from cellmesh.hypervisor.store.transaction import Reading, Transaction
 
 _KEPT_ENTRIES = 100_000
@@ -27,10 +28,17 @@ class Store:
     """The state of the node. Open it with `Store.opened`."""
 
     def __init__(
-        self, writer: AsyncEngine, readers: AsyncEngine, *, clock: Callable[[], datetime], trace_id: Callable[[], str]
+        self,
+        writer: Connection,
+        readers: Sequence[Connection],
+        *,
+        clock: Callable[[], datetime],
+        trace_id: Callable[[], str],
     ) -> None:
         self._writer = writer
-        self._readers = readers
+        self._readers: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        for reader in readers:
+            self._readers.put_nowait(reader)
         self._clock = clock
         self._trace_id = trace_id
         self._writing = asyncio.Lock()
@@ -47,50 +55,66 @@ class Store:
         trace_id: Callable[[], str] = lambda: "",
     ) -> AsyncIterator[Store]:
         """Open the database at `path`, making or migrating it; SchemaTooNew if a later version wrote it."""
-        writer, readers = open_writer(path), open_readers(path)
+        writer, readers = connections(path)
         try:
-            async with writer.begin() as connection:
-                await connection.run_sync(migrate)
-                if (await connection.execute(select(NODE.c.id))).first() is None:
-                    await connection.execute(
-                        insert(NODE).values(
-                            id=1,
-                            node_id=str(uuid.uuid4()),
-                            draining=False,
-                            pruned_sequence=0,
-                            token_key=secrets.token_bytes(32),
-                        )
-                    )
+            await writer.begin()
+            await writer.run(_prepare)
+            await writer.commit(lambda: None)
             path.chmod(0o600)
             store = cls(writer, readers, clock=clock, trace_id=trace_id)
             async with store.reading() as reading:
                 await store.mirror.load(reading)
             yield store
         finally:
-            # Each connection is a thread; one left open keeps the interpreter from ending.
-            await readers.dispose()
-            await writer.dispose()
+            for connection in (*readers, writer):
+                await connection.close()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Enter a transaction: committed at the end, rolled back on any error; watchers hear of it after the commit."""
         async with self._writing:
-            async with self._writer.begin() as connection:
-                transaction = Transaction(connection, now=self._clock(), trace_id=self._trace_id())
+            try:
+                await self._writer.begin()
+                transaction = Transaction(self._writer, now=self._clock(), trace_id=self._trace_id())
                 yield transaction
-            self.mirror.apply(transaction)
-            self.changes.notify(transaction.touched)
+            except BaseException:
+                await self._writer.rollback()
+                raise
+            await self._writer.commit(then=functools.partial(self._tell, transaction))
+
+    def _tell(self, committed: Transaction) -> None:
+        self.mirror.apply(committed)
+        self.changes.notify(committed.touched)
+        for follow_up in committed.follow_ups:
+            follow_up()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Reading]:
         """Enter a read-only transaction that sees one moment."""
-        async with self._readers.connect() as connection, connection.begin():
-            yield Reading(connection)
+        reader = await self._readers.get()
+        try:
+            await reader.begin()
+            yield Reading(reader)
+        finally:
+            self._readers.put_nowait(reader)
+            await reader.rollback()
 
     async def maintain(self) -> None:
         """Forget what is kept no longer, and move the log of SQLite into its database."""
         async with self.transaction() as tx:
             await tx.prune(keep_entries=_KEPT_ENTRIES, answers_before=tx.now - _KEPT_ANSWERS)
-        async with self._writing, self._writer.connect() as connection:
-            await connection.execution_options(**OUTSIDE_TRANSACTION)
-            await connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+        async with self._writing:
+            await self._writer.run(_checkpoint)
+
+
+def _prepare(connection: SyncConnection) -> None:
+    migrate(connection)
+    if connection.execute(select(NODE.c.id)).first() is None:
+        node = {"node_id": str(uuid.uuid4()), "draining": False, "token_key": secrets.token_bytes(32)}
+        connection.execute(insert(NODE).values(id=1, pruned_sequence=0, **node))
+
+
+def _checkpoint(connection: SyncConnection) -> None:
+    # It cannot run inside a transaction; the one that ends here is SQLAlchemy's only.
+    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+    connection.rollback()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cellmesh.hypervisor.domain.container import Container
 from cellmesh.hypervisor.domain.event import (
@@ -27,6 +26,7 @@ from cellmesh.hypervisor.domain.route import CurrentRoute, Route, current
 from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
 from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, EVENTS, NODE, REQUESTS, ROUTES, VMS
+from cellmesh.hypervisor.store.sqlite import Connection
 from cellmesh.mesh.errors import RequestIdReused
 
 # The statements of every step of every VM are built once: building one costs more than SQLite takes to run it.
@@ -34,10 +34,23 @@ _VM = select(VMS).where(VMS.c.vm_id == bindparam("key"))
 _VM_OF_USER = select(VMS).where(VMS.c.user_id == bindparam("key"))
 _CONTAINERS = select(CONTAINERS).where(CONTAINERS.c.vm_id == bindparam("key")).order_by(CONTAINERS.c.name)
 _ROUTES = select(ROUTES).where(ROUTES.c.vm_id == bindparam("key")).order_by(ROUTES.c.prefix)
+_NODE = select(NODE)
+_VM_COUNT = select(func.count()).select_from(VMS)
+_MEMORY = select(func.coalesce(func.sum(VMS.c.memory_bytes), 0)).where(
+    VMS.c.state.in_([state.value for state in COMMITTED_STATES])
+)
+_LAST_SEQUENCE = select(func.coalesce(func.max(EVENTS.c.sequence), 0))
+_ANSWER = select(REQUESTS).where(
+    REQUESTS.c.method == bindparam("method"), REQUESTS.c.request_id == bindparam("request_id")
+)
 _ADD_VM = insert(VMS)
 _ADD_ROUTES = insert(ROUTES).inline()
 _SAVE_VM = update(VMS).where(VMS.c.vm_id == bindparam("key"))
 _ADD_ENTRY = insert(EVENTS).inline()
+_ADD_ANSWER = upsert(REQUESTS)
+_PUT_ANSWER = _ADD_ANSWER.on_conflict_do_update(
+    index_elements=["method", "request_id"], set_=dict(_ADD_ANSWER.excluded)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +83,18 @@ class Boot:
 class Reading:
     """The state as it was at one moment."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def vm(self, vm_id: str) -> Vm | None:
         """Return the VM, or None."""
-        row = (await self._connection.execute(_VM, {"key": vm_id})).mappings().first()
-        return None if row is None else rows.vm_from_row(dict(row))
+        found = await self._connection.execute(_VM, {"key": vm_id})
+        return rows.vm_from_row(dict(found[0])) if found else None
 
     async def vm_of_user(self, user_id: str) -> Vm | None:
         """Return the user's VM, or None."""
-        row = (await self._connection.execute(_VM_OF_USER, {"key": user_id})).mappings().first()
-        return None if row is None else rows.vm_from_row(dict(row))
+        found = await self._connection.execute(_VM_OF_USER, {"key": user_id})
+        return rows.vm_from_row(dict(found[0])) if found else None
 
     async def vms(
         self, *, states: Collection[VmState] = (), after: tuple[datetime, str] | None = None, limit: int | None = None
@@ -95,65 +108,61 @@ class Reading:
             query = query.where(
                 (VMS.c.create_time > created) | ((VMS.c.create_time == created) & (VMS.c.vm_id > vm_id))
             )
-        return [rows.vm_from_row(dict(row)) for row in (await self._connection.execute(query)).mappings()]
+        return [rows.vm_from_row(dict(row)) for row in await self._connection.execute(query)]
 
     async def vm_count(self, state: VmState | None = None) -> int:
         """Return how many VMs there are, or how many are in one state."""
-        query = select(func.count()).select_from(VMS)
-        if state is not None:
-            query = query.where(VMS.c.state == state.value)
-        return int((await self._connection.execute(query)).scalar_one())
+        query = _VM_COUNT if state is None else _VM_COUNT.where(VMS.c.state == state.value)
+        return await self._connection.scalar(query)
 
     async def memory_committed(self) -> int:
         """Return the bytes of memory promised to VMs that run or may still run."""
-        states = [state.value for state in COMMITTED_STATES]
-        query = select(func.coalesce(func.sum(VMS.c.memory_bytes), 0)).where(VMS.c.state.in_(states))
-        return int((await self._connection.execute(query)).scalar_one())
+        return await self._connection.scalar(_MEMORY)
 
     async def container(self, vm_id: str, name: str) -> Container | None:
         """Return the container, or None."""
         query = select(CONTAINERS).where(CONTAINERS.c.vm_id == vm_id, CONTAINERS.c.name == name)
-        row = (await self._connection.execute(query)).mappings().first()
-        return None if row is None else rows.container_from_row(dict(row))
+        found = await self._connection.execute(query)
+        return rows.container_from_row(dict(found[0])) if found else None
 
     async def containers(self, vm_id: str) -> Sequence[Container]:
         """Return the containers of a VM, by name."""
-        found = (await self._connection.execute(_CONTAINERS, {"key": vm_id})).mappings()
+        found = await self._connection.execute(_CONTAINERS, {"key": vm_id})
         return [rows.container_from_row(dict(row)) for row in found]
 
     async def routes(self, vm_id: str) -> Sequence[Route]:
         """Return the routes of a VM, by prefix."""
-        found = (await self._connection.execute(_ROUTES, {"key": vm_id})).mappings()
+        found = await self._connection.execute(_ROUTES, {"key": vm_id})
         return [rows.route_from_row(dict(row)) for row in found]
 
     async def route(self, vm: Vm, prefix: str) -> CurrentRoute | None:
         """Return a route of a VM and what requests for it get, or None."""
         query = select(ROUTES).where(ROUTES.c.vm_id == vm.vm_id, ROUTES.c.prefix == prefix)
-        row = (await self._connection.execute(query)).mappings().first()
-        if row is None:
+        found = await self._connection.execute(query)
+        if not found:
             return None
-        route = rows.route_from_row(dict(row))
+        route = rows.route_from_row(dict(found[0]))
         return current(route, vm, await self.container(vm.vm_id, route.target.container))
 
     async def boot(self, vm_id: str, epoch: int) -> Boot | None:
         """Return the boot an epoch belongs to, or None if no guest said Hello in it."""
         query = select(AGENT_BOOTS).where(AGENT_BOOTS.c.vm_id == vm_id, AGENT_BOOTS.c.epoch == epoch)
-        row = (await self._connection.execute(query)).first()
-        return None if row is None else Boot(boot_id=row.boot_id, discard_layers=bool(row.discard_layers))
+        found = await self._connection.execute(query)
+        return Boot(boot_id=found[0]["boot_id"], discard_layers=found[0]["discard_layers"]) if found else None
 
     async def node(self) -> Node:
         """Return what is kept of the node."""
-        row = (await self._connection.execute(select(NODE))).one()
+        (row,) = await self._connection.execute(_NODE)
         return Node(
-            node_id=row.node_id,
-            draining=bool(row.draining),
-            pruned_sequence=row.pruned_sequence,
-            token_key=row.token_key,
+            node_id=row["node_id"],
+            draining=row["draining"],
+            pruned_sequence=row["pruned_sequence"],
+            token_key=row["token_key"],
         )
 
     async def last_sequence(self) -> int:
         """Return the sequence of the newest entry of the log, 0 if there is none."""
-        return int((await self._connection.execute(select(func.coalesce(func.max(EVENTS.c.sequence), 0)))).scalar_one())
+        return await self._connection.scalar(_LAST_SEQUENCE)
 
     async def entries(
         self, *, after: int, limit: int, vm_id: str = "", events_only: bool = False, vms_only: bool = False
@@ -166,19 +175,18 @@ class Reading:
             query = query.where(EVENTS.c.kind.is_not(None))
         if vms_only:
             query = query.where(EVENTS.c.vm.is_not(None))
-        return [_entry(dict(row)) for row in (await self._connection.execute(query)).mappings()]
+        return [_entry(dict(row)) for row in await self._connection.execute(query)]
 
     async def answer(self, intent: Intent) -> str | None:
         """Return the first answer to an intent, or None; RequestIdReused if the id was used for another request."""
-        query = select(REQUESTS).where(REQUESTS.c.method == intent.method, REQUESTS.c.request_id == intent.request_id)
-        row = (await self._connection.execute(query)).first()
-        if row is None:
+        found = await self._connection.execute(_ANSWER, {"method": intent.method, "request_id": intent.request_id})
+        if not found:
             return None
-        if row.fingerprint != intent.fingerprint:
+        if found[0]["fingerprint"] != intent.fingerprint:
             raise RequestIdReused(
                 f"request_id {intent.request_id} was used for another request; choose a new one for a new intent."
             )
-        return str(row.answer)
+        return str(found[0]["answer"])
 
 
 def _entry(row: rows.Row) -> Entry:
@@ -200,11 +208,13 @@ def _entry(row: rows.Row) -> Entry:
 class Transaction(Reading):
     """Changes that are committed together with their events, or not at all."""
 
-    def __init__(self, connection: AsyncConnection, *, now: datetime, trace_id: str) -> None:
+    def __init__(self, connection: Connection, *, now: datetime, trace_id: str) -> None:
         super().__init__(connection)
         self.now = now
         self._trace_id = trace_id
         self.touched: set[str] = set()
+        # Called once all is committed, whatever becomes of who committed it.
+        self.follow_ups: list[Callable[[], None]] = []
         # What this transaction stored last, by VM, container and route; None is a VM that is gone.
         self.stored_vms: dict[str, Vm | None] = {}
         self.stored_containers: dict[tuple[str, str], Container] = {}
@@ -317,9 +327,7 @@ class Transaction(Reading):
             "answer": answer,
             "time": rows.to_micros(self.now),
         }
-        await self._connection.execute(
-            upsert(REQUESTS).values(row).on_conflict_do_update(index_elements=["method", "request_id"], set_=row)
-        )
+        await self._connection.execute(_PUT_ANSWER, row)
 
     async def set_draining(self, *, draining: bool) -> None:
         """Store whether the node takes new VMs."""

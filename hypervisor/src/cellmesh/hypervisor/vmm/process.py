@@ -45,6 +45,12 @@ def start_ticks(pid: int) -> int | None:
     return None if fields is None or fields[0] in "ZX" else int(fields[19])
 
 
+def _start_ticks_of_any(pid: int) -> int | None:
+    """Return when a process started, one that is a zombie as well; None if there is none."""
+    fields = _fields(pid)
+    return None if fields is None else int(fields[19])
+
+
 def _fields(pid: int) -> list[str] | None:
     """Return what /proc says of a process from its state on."""
     stat = _read(f"/proc/{pid}/stat")
@@ -140,8 +146,7 @@ async def wait(pid: int, ticks: int, *, seconds: float | None = None) -> bool:
         return True
     try:
         # A zombie may have threads that still die and hold its files; the pidfd waits for the last of them.
-        fields = _fields(pid)
-        if fields is None or int(fields[19]) != ticks:
+        if _start_ticks_of_any(pid) != ticks:
             return True
         async with asyncio.timeout(seconds):
             await _readable(fd)

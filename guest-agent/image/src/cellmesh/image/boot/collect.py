@@ -2,7 +2,7 @@
 
 collect.py BUNDLE DIRECTORY=SHOWN…: modules are looked for in each DIRECTORY, which is SHOWN in the guest. The file is
 the size of its index in four bytes, the index by module name (origin, whether a package, begin and end), and code, in
-the order of imports.
+the order of imports, what the agent leaves for later at the end.
 """
 
 import importlib
@@ -22,9 +22,10 @@ def main(bundle: str, *places: str) -> None:
     importlib.import_module("cellmesh.guest.imports").spare()
     for name in IMPORTED:
         importlib.import_module(name)
+    later = run_late_modules()
     index: dict[str, tuple[str, bool, int, int]] = {}
     code = bytearray()
-    for name in tuple(sys.modules):
+    for name in sorted(sys.modules, key=later.__contains__):
         spec = getattr(sys.modules[name], "__spec__", None)
         # What the interpreter has imported by itself is here too: it costs a few pages that nobody reads.
         if spec is None or spec.name != name or not isinstance(spec.loader, SourceFileLoader):
@@ -37,6 +38,17 @@ def main(bundle: str, *places: str) -> None:
     # This version writes the same bytes whoever else refers to a string.
     written = marshal.dumps(index, 2)
     Path(bundle).write_bytes(len(written).to_bytes(4, "little") + written + code)
+
+
+def run_late_modules() -> set[str]:
+    """Run what the agent has imported to be run later, and return its names."""
+    late = importlib.import_module("cellmesh.guest.late")
+    found: set[str] = set()
+    while names := late.waiting():
+        found.update(names)
+        for name in names:
+            late.run(name)
+    return found
 
 
 main(*sys.argv[1:])
