@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from cellmesh.api.hypervisor.v1 import (
     container_service_pb2_grpc,
@@ -15,8 +16,11 @@ from cellmesh.api.hypervisor.v1 import (
     route_service_pb2_grpc,
     vm_service_pb2_grpc,
 )
+from cellmesh.envoy.discovery.v3 import discovery_pb2_grpc
 from cellmesh.hypervisor import failpoints
 from cellmesh.hypervisor.domain.errors import EdgeUnreachable
+from cellmesh.hypervisor.edge.discovery import Discovery, DiscoveryServicer
+from cellmesh.hypervisor.edge.publisher import Publisher
 from cellmesh.hypervisor.guest.client import GuestClient
 from cellmesh.hypervisor.guest.listeners import Listeners
 from cellmesh.hypervisor.lifecycle.admission import Admission
@@ -42,7 +46,7 @@ from cellmesh.hypervisor.servicers.watches import Watches
 from cellmesh.hypervisor.settings import HypervisorSettings
 from cellmesh.hypervisor.store import Store
 from cellmesh.hypervisor.store.lock import StateLock
-from cellmesh.hypervisor.vmm import Vmm
+from cellmesh.hypervisor.vmm import Handle, Vmm, ingress_name
 from cellmesh.image import ImageStore
 from cellmesh.mesh import identity, telemetry
 from cellmesh.mesh.pages import PageTokens
@@ -51,6 +55,8 @@ from cellmesh.mesh.tokens import TokenSigner
 
 SERVICE = "hypervisor"
 _DATABASE = "hypervisor.db"
+_EDGE_SOCKET = "edge.sock"
+_ACTIVATOR = "activator.sock"
 
 
 @asynccontextmanager
@@ -63,19 +69,23 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.enter_context(StateLock(settings.state_dir))
         store = await stack.enter_async_context(Store.opened(settings.state_dir / _DATABASE, trace_id=_causing_trace))
-        world, listeners, guests = _world(settings, store)
+        discovery = Discovery()
+        world, listeners, guests, publisher = _world(settings, store, discovery)
         stack.push_async_callback(guests.close)
         stack.push_async_callback(listeners.close_all)
         log, reconciler = await Log.opened(store), Reconciler(world)
         async with store.reading() as reading:
             signer = TokenSigner((await reading.node()).token_key)
-        shutdown, edge = Shutdown(), _NoEdge()
-        switches = Switches(store=store, edge=edge, failpoint=failpoints.reach)
+        shutdown = Shutdown()
+        switches = Switches(store=store, edge=publisher, failpoint=failpoints.reach)
         vms = _vms(world, reconciler)
-        routes = _route_service(world, vms, switches, log, signer, shutdown, traffic=edge.traffic)
+        routes = _route_service(world, vms, switches, log, signer, shutdown, traffic=_no_traffic)
         server = MeshServer([*_services(world, guests, vms, log, signer, shutdown), routes])
         _listen(settings, server)
-        await stack.enter_async_context(_running(log, reconciler, switches))
+        # An Envoy that has served while we were away must find every route here when it asks.
+        publisher.publish_all()
+        _listen_to_edge(settings, server, routes, discovery)
+        await stack.enter_async_context(_running(log, reconciler, switches, publisher))
         await server.start()
         try:
             yield
@@ -84,14 +94,31 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
             await server.stop(settings.stop_grace.total_seconds())
 
 
-def _world(settings: HypervisorSettings, store: Store) -> tuple[World, Listeners, GuestClient]:
-    """Return what reconcilers act on, and both ends of the talk with guests."""
+def _world(
+    settings: HypervisorSettings, store: Store, discovery: Discovery
+) -> tuple[World, Listeners, GuestClient, Publisher]:
+    """Return what reconcilers act on, both ends of the talk with guests, and what tells the edge of them."""
     vmm = Vmm(
         binary=settings.vmm,
         run_dir=settings.run_dir,
         state_dir=settings.state_dir,
         uid_base=settings.first_uid,
+        edge_gid=settings.edge_group,
         failpoint=failpoints.reach,
+    )
+    handles: dict[str, Handle] = {}
+
+    async def cut(vm_id: str, container: str, generation: int) -> None:
+        if (handle := handles.get(vm_id)) is not None:
+            name = ingress_name(container, epoch=handle.epoch, generation=generation)
+            await vmm.cut_ingress(handle, name)
+
+    publisher = Publisher(
+        store=store,
+        discovery=discovery,
+        socket=vmm.ingress_socket,
+        activator=settings.edge_dir / _ACTIVATOR,
+        cut=cut,
     )
     sessions = Sessions()
     agents = Agents(
@@ -113,8 +140,10 @@ def _world(settings: HypervisorSettings, store: Store) -> tuple[World, Listeners
         admission=Admission(max_vms=settings.max_vms, memory_capacity_bytes=settings.memory_to_promise),
         timing=Timing(boot_timeout=settings.boot_timeout, heartbeat_interval=settings.heartbeat_interval),
         failpoint=failpoints.reach,
+        edge=publisher,
+        handles=handles,
     )
-    return world, listeners, guests
+    return world, listeners, guests, publisher
 
 
 def _vms(world: World, reconciler: Reconciler) -> Vms:
@@ -127,20 +156,9 @@ def _vms(world: World, reconciler: Reconciler) -> Vms:
     )
 
 
-class _NoEdge:
-    """Stands where the publisher will: nobody serves a route yet."""
-
-    async def served(self, vm_id: str, prefix: str, *, within: timedelta) -> None:
-        """Say that nobody does."""
-        del within
-        raise EdgeUnreachable(f"No edge is connected; route {prefix} of VM {vm_id} takes effect when one is.")
-
-    async def drain(self, vm_id: str, container: str, generation: int) -> None:
-        """Close nothing."""
-
-    async def traffic(self) -> Mapping[str, Traffic]:
-        """Say that nobody counts."""
-        raise EdgeUnreachable("No edge is connected; start it, then watch again.")
+async def _no_traffic() -> Mapping[str, Traffic]:
+    """Say that nobody counts."""
+    raise EdgeUnreachable("No edge is connected; start it, then watch again.")
 
 
 def _route_service(
@@ -200,13 +218,29 @@ def _listen(settings: HypervisorSettings, server: MeshServer) -> None:
         server.add_mtls(settings.listen, LocalIdentity(authority, SERVICE))
 
 
+def _listen_to_edge(settings: HypervisorSettings, server: MeshServer, routes: Register, discovery: Discovery) -> None:
+    """Serve Envoy and the activator on a socket of their own, in a directory where both may put theirs."""
+    settings.edge_dir.mkdir(mode=0o750, exist_ok=True)
+    if settings.edge_group is not None:
+        os.chown(settings.edge_dir, -1, settings.edge_group)
+        # Sticky: what we put there they may not replace.
+        settings.edge_dir.chmod(0o1770)
+    ask = functools.partial(
+        discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, DiscoveryServicer(discovery)
+    )
+    server.add_unix_socket(
+        settings.edge_dir / _EDGE_SOCKET, services=[routes, ask], caller=identity.EDGE, gid=settings.edge_group
+    )
+
+
 @asynccontextmanager
-async def _running(log: Log, reconciler: Reconciler, switches: Switches) -> AsyncIterator[None]:
-    """Keep the VMs, tell their watchers and switch their routes inside."""
+async def _running(log: Log, reconciler: Reconciler, switches: Switches, publisher: Publisher) -> AsyncIterator[None]:
+    """Keep the VMs, tell their watchers and the edge, and switch their routes inside."""
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         owned = [
             tasks.create_task(log.relay(), name="relay"),
+            tasks.create_task(publisher.run(), name="publisher"),
             tasks.create_task(reconciler.run(ready), name="reconciler"),
             tasks.create_task(switches.run(), name="switches"),
         ]

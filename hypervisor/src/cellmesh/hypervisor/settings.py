@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from cellmesh.mesh.settings import Settings
 
 _OPERATOR_SOCKET = "operator.sock"
+_EDGE = "edge"
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
@@ -37,6 +38,10 @@ class HypervisorSettings(Settings):
     """The share of the host's memory to promise; above 1 is overcommitment."""
     uid_base: int | None = Field(default=None, ge=1000, le=2**31)
     """The first of the uids VMs run under, one each; absent is 600000 for root, and no separation for anybody else."""
+    edge_uid: int | None = Field(default=None, ge=1, le=2**31)
+    """The uid the edge runs under; absent is the one below `uid_base` for root, and our own for anybody else."""
+    edge_gid: int | None = Field(default=None, ge=1, le=2**31)
+    """The group that may reach containers; absent is the edge's uid."""
     stop_grace: timedelta = timedelta(seconds=5)
     """Seconds that calls may go on when the hypervisor stops."""
 
@@ -69,6 +74,11 @@ class HypervisorSettings(Settings):
         return self.run_dir / _OPERATOR_SOCKET
 
     @property
+    def edge_dir(self) -> Path:
+        """Return where the sockets and files of the edge lie."""
+        return self.run_dir / _EDGE
+
+    @property
     def memory_to_promise(self) -> int:
         """Return the bytes of memory the node promises."""
         if self.memory_capacity_bytes:
@@ -81,3 +91,18 @@ class HypervisorSettings(Settings):
         if os.geteuid() != 0:
             return None
         return 600_000 if self.uid_base is None else self.uid_base
+
+    @property
+    def edge_user(self) -> int | None:
+        """Return the uid of the edge, or None where it cannot have its own."""
+        first = self.first_uid
+        if first is None:
+            return None
+        return first - 1 if self.edge_uid is None else self.edge_uid
+
+    @property
+    def edge_group(self) -> int | None:
+        """Return the group of the edge, or None where it cannot have its own."""
+        if self.first_uid is None:
+            return None
+        return self.edge_user if self.edge_gid is None else self.edge_gid

@@ -82,6 +82,7 @@ class GuestClient:
             container_name=container.name,
             generation=container.generation,
             spec=container_pb2.ContainerSpec.FromString(container.spec.document),
+            ingress_port=container.ingress_port,
         )
         try:
             answer = await line.containers.StartContainer(

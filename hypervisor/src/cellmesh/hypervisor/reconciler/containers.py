@@ -17,6 +17,7 @@ from cellmesh.hypervisor.domain.errors import (
     ProviderKeyPresent,
 )
 from cellmesh.hypervisor.reconciler import outcomes
+from cellmesh.hypervisor.reconciler.ingress import Ingress
 from cellmesh.hypervisor.reconciler.world import World
 from cellmesh.hypervisor.vmm import Disk, Handle, VmmError
 from cellmesh.image import ImageError
@@ -37,10 +38,13 @@ def disk_of(world: World, digest: str) -> Disk:
 class ContainerReconciler:
     """The containers of one boot of one VM. Tasks live in `tasks` and never raise."""
 
-    def __init__(self, world: World, tasks: asyncio.TaskGroup, handle: Handle, *, attached: set[str]) -> None:
+    def __init__(
+        self, world: World, tasks: asyncio.TaskGroup, handle: Handle, ingress: Ingress, *, attached: set[str]
+    ) -> None:
         self._world = world
         self._tasks = tasks
         self._handle = handle
+        self._ingress = ingress
         self._attached = attached
         self._attaching = asyncio.Lock()
         self._tries: dict[str, asyncio.Task[None]] = {}
@@ -93,6 +97,8 @@ class ContainerReconciler:
             return
         self._world.failpoint("container.starting_committed")
         try:
+            # Before its agent hears of it, so that it is never RUNNING and out of reach; the one before it is left.
+            await self._ingress.ensure()
             await self._attach(container.spec.image)
             status = await self._world.guests.start_container(self._handle.epoch, container)
         except (ContainerStartFailed, ProviderKeyPresent) as error:
@@ -102,6 +108,8 @@ class ContainerReconciler:
         await self._put(container, status)
 
     async def _stop(self, container: Container) -> None:
+        # No request is to come in any more when its process is told to end.
+        await self._world.edge.settled(container.vm_id)
         try:
             status = await self._world.guests.stop_container(self._handle.epoch, container)
         except ContainerNotFound:
@@ -130,5 +138,5 @@ def _told(container: Container, error: Exception) -> MeshError:
     if not isinstance(error, (VmmError, OSError)):
         return InternalError(f"Container {container.name} could not be started by a fault of ours; it is tried again.")
     return GuestUnreachable(
-        f"VM {container.vm_id} did not take the disk of container {container.name} ({error}); it is tried again."
+        f"Container {container.name} could not be given its disk or its socket ({error}); it is tried again."
     )

@@ -13,7 +13,9 @@ from cellmesh.hypervisor.domain.container import Container
 from cellmesh.hypervisor.domain.vm import LIVE_STATES, DesiredState, Reason, Vm, VmState
 from cellmesh.hypervisor.lifecycle.sessions import Session
 from cellmesh.hypervisor.reconciler import outcomes
+from cellmesh.hypervisor.reconciler.bridge import keep_bridge
 from cellmesh.hypervisor.reconciler.containers import ContainerReconciler
+from cellmesh.hypervisor.reconciler.ingress import Ingress
 from cellmesh.hypervisor.reconciler.launch import StartFailed, attached_at_boot, launch
 from cellmesh.hypervisor.reconciler.stop import agent_grace, kill_whatever_runs, stop
 from cellmesh.hypervisor.reconciler.world import World
@@ -42,6 +44,8 @@ class VmReconciler:
         self._handle: Handle | None = None
         self._exit: Exit | None = None
         self._exited: asyncio.Task[None] | None = None
+        self._bridge: asyncio.Task[None] | None = None
+        self._ingress: Ingress | None = None
         self._containers: ContainerReconciler | None = None
         self._booted_by = 0.0
 
@@ -114,7 +118,7 @@ class VmReconciler:
         except StartFailed as error:
             await self._died(vm, Reason(error.reason), error.message)
             return
-        self._take(tasks, handle, attached=attached_at_boot(containers))
+        self._take(tasks, handle, attached=attached_at_boot(containers), fresh=True)
         await outcomes.put_pid(self._world, vm.vm_id, vm.epoch, handle.pid)
         self._world.failpoint("start.pid_committed")
 
@@ -127,6 +131,8 @@ class VmReconciler:
             return 0.0
         if vm.state is VmState.STARTING:
             return max(self._booted_by - time.monotonic(), 0.0)
+        if self._ingress is not None:
+            await self._ingress.ensure()
         again = self._containers.reconcile(containers) if self._containers is not None else None
         quiet = self._world.timing.silence - (0.0 if session is None else session.silence())
         if quiet <= 0:
@@ -169,6 +175,8 @@ class VmReconciler:
         if vm.state is not VmState.STOPPING:
             await outcomes.move(self._world, vm.vm_id, VmState.STOPPING)
             self._world.failpoint("stop.stopping_committed")
+        # No request is to come in any more when its containers are told to end.
+        await self._world.edge.settled(self._vm_id)
         if self._containers is not None:
             await self._containers.cancel()
         if self._handle is not None and self._exit is None:
@@ -205,6 +213,11 @@ class VmReconciler:
         if self._containers is not None:
             await self._containers.cancel()
             self._containers = None
+        if self._bridge is not None:
+            self._bridge.cancel()
+            await asyncio.wait({self._bridge})
+            self._bridge = None
+        self._ingress = None
         self._world.sessions.end(self._vm_id)
         await self._world.guests.hang_up(self._vm_id)
         if self._handle is not None and self._exit is None:
@@ -248,7 +261,7 @@ class VmReconciler:
             # We died after starting it and before noting its process.
             await outcomes.put_pid(self._world, vm.vm_id, vm.epoch, handle.pid)
         # Which disks it has is not remembered: one that is there already is left as it is.
-        self._take(tasks, handle, attached=set())
+        self._take(tasks, handle, attached=set(), fresh=False)
 
     async def _found_gone(self, vm: Vm, reason: str) -> None:
         if vm.state is VmState.STARTING:
@@ -265,13 +278,23 @@ class VmReconciler:
                 self._world, vm.vm_id, VmState.QUARANTINED, reason=Reason.ADOPTION_DOUBTFUL, message=text
             )
 
-    def _take(self, tasks: asyncio.TaskGroup, handle: Handle, *, attached: set[str]) -> None:
+    def _take(self, tasks: asyncio.TaskGroup, handle: Handle, *, attached: set[str], fresh: bool) -> None:
         """Make a running VMM this VM's."""
         self._handle, self._exit = handle, None
         self._world.handles[self._vm_id] = handle
         self._booted_by = time.monotonic() + self._world.timing.boot_timeout.total_seconds()
-        self._containers = ContainerReconciler(self._world, tasks, handle, attached=attached)
+        self._ingress = Ingress(self._world, handle, fresh=fresh)
+        self._containers = ContainerReconciler(self._world, tasks, handle, self._ingress, attached=attached)
+        self._bridge = tasks.create_task(
+            keep_bridge(self._world, handle, self._bridge_renewed), name=f"bridge of {self._vm_id}"
+        )
         self._exited = tasks.create_task(self._wait_exit(handle), name=f"exit of {self._vm_id}")
+
+    def _bridge_renewed(self, handle: Handle) -> None:
+        self._handle = self._world.handles[self._vm_id] = handle
+        if self._ingress is not None:
+            self._ingress.forget()
+        self._world.store.changes.notify({self._vm_id})
 
     async def _wait_exit(self, handle: Handle) -> None:
         self._exit = await self._world.vmm.wait_exit(handle)

@@ -49,6 +49,13 @@ class Sockets(Protocol):
         """Listen to a VM no longer."""
 
 
+class Edge(Protocol):
+    """The edge, which by itself follows what is committed."""
+
+    async def settled(self, vm_id: str) -> None:
+        """Return once the edge leads a VM's routes as they are committed, or cannot say so soon."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """How long a reconciler waits."""
@@ -78,6 +85,7 @@ class World:
     sessions: Sessions
     attempts: Attempts
     admission: Admission
+    edge: Edge
     timing: Timing
     failpoint: Callable[[str], None]
     # Starts are taken in turn: more at once would not be quicker, only slow down who asks for something else.

@@ -14,6 +14,7 @@ from cellmesh.hypervisor.vmm.errors import (
     VmmTimeout,
     VmmUnreachable,
 )
+from cellmesh.hypervisor.vmm.ingress import ingress_name
 from cellmesh.hypervisor.vmm.model import (
     Adoption,
     Budgets,
@@ -60,4 +61,5 @@ __all__ = [
     "VmmRefused",
     "VmmTimeout",
     "VmmUnreachable",
+    "ingress_name",
 ]

@@ -19,6 +19,11 @@ _BACKLOG = 1024
 _AGENT = "agent."
 
 
+def ingress_name(container: str, *, epoch: int, generation: int) -> str:
+    """Return the name of the socket of one generation of a container in one boot: no other ever has it."""
+    return f"{container}.{epoch}.{generation}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingress:
     """The ingress sockets of one host."""
