@@ -7,6 +7,7 @@ import re
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
@@ -19,6 +20,8 @@ _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 class HypervisorSettings(Settings):
     """The settings of one node."""
+
+    allowed_elsewhere: ClassVar[frozenset[str]] = frozenset({"CELLMESH_WAIT_BUDGET"})
 
     vmm: Path = Path("cloud-hypervisor")
     """The cloud-hypervisor binary; a bare name is looked up on PATH."""

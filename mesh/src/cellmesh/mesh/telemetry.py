@@ -6,7 +6,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 # Generic in its stub, not when it runs.
 ServerInterceptor: TypeAlias = "grpc.aio.ServerInterceptor[Any, Any]"
@@ -70,6 +72,18 @@ def client_interceptors(*, guest: bool) -> list[Any]:
     """Return what gives each outbound call a span; towards a guest also one for the guest's part of a unary call."""
     tracing = aio_client_interceptors(filter_=service_prefix(_OURS))  # type: ignore[no-untyped-call]
     return [*tracing, _UnaryCalls(guest=guest)]
+
+
+@contextmanager
+def request(name: str, traceparent: str) -> Iterator[str]:
+    """Give what happens inside a span in the trace that a W3C `traceparent` names; yield the trace's id.
+
+    One that is no traceparent starts a trace of its own. For servers that do not speak gRPC; who sent it is believed.
+    """
+    context = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    tracer = trace.get_tracer(__name__)
+    with tracer.start_as_current_span(name, context=context, kind=trace.SpanKind.SERVER):
+        yield trace_id()
 
 
 def trace_id() -> str:

@@ -1,0 +1,1 @@
+"""The activator: answers requests whose container cannot, and has their VM started. A process of its own."""
