@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from conformance.client import Answer, Api, eventually
 from simulator import Fault, FaultKind, Hub, SimulatedGuest, SimulatedProcess
 
 IMAGE = "sha256:" + "ab" * 32
+INGRESS_PORT = 65537
 KERNEL = b"\0" * 0x202 + b"HdrS"
 
 
@@ -124,7 +126,7 @@ async def test_container_lives_and_ends_by_its_policy(tmp_path: Path) -> None:
             spec = container_pb2.ContainerSpec(image=IMAGE)
             spec.restart_policy.initial_backoff.FromMilliseconds(10)
             request = container_service_pb2.StartContainerRequest(
-                epoch=1, container_name="app", generation=1, spec=spec
+                epoch=1, container_name="app", generation=1, spec=spec, ingress_port=INGRESS_PORT
             )
             started = await stub.StartContainer(request)
             assert started.status.state == container_pb2.CONTAINER_STATE_RUNNING
@@ -147,12 +149,63 @@ async def test_exec_echoes_its_input(tmp_path: Path) -> None:
         async with _agent(vm) as stub:
             spec = container_pb2.ContainerSpec(image=IMAGE)
             await stub.StartContainer(
-                container_service_pb2.StartContainerRequest(epoch=1, container_name="app", generation=1, spec=spec)
+                container_service_pb2.StartContainerRequest(
+                    epoch=1, container_name="app", generation=1, spec=spec, ingress_port=INGRESS_PORT
+                )
             )
             frames = [answer.output async for answer in stub.Exec(_cat(b"some bytes"))]
         assert frames[0].HasField("opened")
         assert b"".join(frame.data.data for frame in frames) == b"some bytes"
         assert frames[-1].exited.stdout_length == 10
+
+
+@pytest.mark.asyncio
+async def test_container_answers_for_itself_until_its_generation_ends(tmp_path: Path) -> None:
+    """A container's port gives HTTP answers that name it, on one connection, and is closed when its process ends."""
+    async with cell(tmp_path) as vm:
+        await vm.boot()
+        await vm.host.reports.get()
+        async with _agent(vm) as stub:
+            await stub.StartContainer(_app())
+            reader, writer = await _dial(vm, INGRESS_PORT)
+            for target in ("/a?b=c", "/bytes/100000"):
+                writer.write(f"POST {target} HTTP/1.1\r\nhost: here\r\nx-mark: 7\r\n".encode())
+                writer.write(b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n1;x=y\r\n!\r\n0\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = int(dict(line.split(": ") for line in head.decode().splitlines()[1:-1])["content-length"])
+                body = await reader.readexactly(size)
+                if target == "/a?b=c":
+                    said = json.loads(body)
+            assert len(body) == 100_000
+            assert (said["container"], said["epoch"], said["generation"]) == ("app", 1, 1)
+            assert (said["vm_id"], said["target"], said["received"]) == (vm.simulated.guest.vm_id, "/a?b=c", 6)
+            assert said["headers"] == {"host": "here", "x-mark": "7"}
+            vm.simulated.guest.containers["app"].end(0)
+            assert await reader.read() == b""
+            writer.close()
+            with pytest.raises(ConnectionRefusedError):
+                await _dial(vm, INGRESS_PORT)
+
+
+@pytest.mark.asyncio
+async def test_container_echoes_a_websocket(tmp_path: Path) -> None:
+    """An upgrade is a WebSocket that sends back each message, answers a ping, and returns the close."""
+    async with cell(tmp_path) as vm:
+        await vm.boot()
+        await vm.host.reports.get()
+        async with _agent(vm) as stub:
+            await stub.StartContainer(_app())
+            reader, writer = await _dial(vm, INGRESS_PORT)
+            writer.write(b"GET /ws HTTP/1.1\r\nhost: here\r\nconnection: Upgrade\r\nupgrade: websocket\r\n")
+            # The key and the answer to it are the ones in RFC 6455, section 1.3.
+            writer.write(b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+            assert b"\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in await reader.readuntil(b"\r\n\r\n")
+            for sent, answered in ((0x81, 0x81), (0x89, 0x8A), (0x88, 0x88)):
+                masked = bytes(byte ^ key for byte, key in zip(b"hello", b"abcda", strict=True))
+                writer.write(bytes((sent, 0x80 | 5)) + b"abcd" + masked)
+                assert await reader.readexactly(7) == bytes((answered, 5)) + b"hello"
+            assert await reader.read() == b""
+            writer.close()
 
 
 @pytest.mark.asyncio
@@ -165,7 +218,9 @@ async def test_refusal_carries_its_reason(tmp_path: Path) -> None:
             spec = container_pb2.ContainerSpec(image="sha256:" + "00" * 32)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.StartContainer(
-                    container_service_pb2.StartContainerRequest(epoch=1, container_name="app", generation=1, spec=spec)
+                    container_service_pb2.StartContainerRequest(
+                        epoch=1, container_name="app", generation=1, spec=spec, ingress_port=INGRESS_PORT
+                    )
                 )
         metadata: Any = caught.value.trailing_metadata()
         details = dict(metadata)["grpc-status-details-bin"]
@@ -280,6 +335,23 @@ async def _agent(vm: Cell) -> AsyncIterator[container_service_pb2_grpc.GuestCont
     bridge = await asyncio.start_unix_server(join, str(path))
     async with bridge, grpc.aio.insecure_channel(f"unix:{path}") as channel:
         yield container_service_pb2_grpc.GuestContainerServiceStub(channel)
+
+
+def _app() -> container_service_pb2.StartContainerRequest:
+    spec = container_pb2.ContainerSpec(image=IMAGE)
+    return container_service_pb2.StartContainerRequest(
+        epoch=1, container_name="app", generation=1, spec=spec, ingress_port=INGRESS_PORT
+    )
+
+
+async def _dial(vm: Cell, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a port of the guest; raises ConnectionRefusedError."""
+    reader, writer = await asyncio.open_unix_connection(str(vm.directory / "vsock.sock"))
+    writer.write(b"CONNECT %d\n" % port)
+    if not (await reader.readline()).startswith(b"OK "):
+        writer.close()
+        raise ConnectionRefusedError
+    return reader, writer
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -24,6 +24,7 @@ class SimulatedContainer:
     name: str
     generation: int
     spec: container_pb2.ContainerSpec
+    ingress_port: int
     changed: Callable[[], None]
     state: container_pb2.ContainerState = container_pb2.CONTAINER_STATE_RUNNING
     health: health_pb2.HealthStatus = health_pb2.HEALTH_STATUS_SERVING
@@ -126,7 +127,14 @@ class SimulatedContainers:
         """Return all, by name."""
         return [self._by_name[name].status() for name in sorted(self._by_name)]
 
-    def start(self, name: str, generation: int, spec: container_pb2.ContainerSpec) -> SimulatedContainer:
+    def serving(self, port: int) -> SimulatedContainer | None:
+        """Return the container whose process is behind a port, or None."""
+        behind = (each for each in self._by_name.values() if each.ingress_port == port and each.running)
+        return next(behind, None)
+
+    def start(
+        self, name: str, generation: int, spec: container_pb2.ContainerSpec, *, ingress_port: int
+    ) -> SimulatedContainer:
         """Start a generation; raises Refusal for an older one or one too many."""
         known = self._by_name.get(name)
         if known is not None and known.generation == generation:
@@ -139,7 +147,9 @@ class SimulatedContainers:
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CONTAINERS", message)
         if known is not None:
             known.cancel_restart()
-        self._by_name[name] = SimulatedContainer(name=name, generation=generation, spec=spec, changed=self._changed)
+        self._by_name[name] = SimulatedContainer(
+            name=name, generation=generation, spec=spec, ingress_port=ingress_port, changed=self._changed
+        )
         self._changed()
         return self._by_name[name]
 

@@ -24,7 +24,8 @@ from cellmesh.api.guest.v1 import (
     guest_service_pb2_grpc,
 )
 from chv53.machine import Exit
-from simulator.containers import SimulatedContainers
+from simulator import ingress
+from simulator.containers import SimulatedContainer, SimulatedContainers
 from simulator.faults import FaultKind
 from simulator.machine import SimulatedMachine
 from simulator.servicers import ContainerServicer, GuestServicer
@@ -97,12 +98,33 @@ class SimulatedGuest:
 
     def listens(self, port: int) -> bool:
         """Whether a connection of the host to this port is taken."""
-        return port == AGENT_PORT
+        return port == AGENT_PORT or self.containers.serving(port) is not None
 
     async def serve(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection of the host; the agent's port leads to its gRPC server."""
-        assert port == AGENT_PORT
-        await relay(reader, writer, self.agent_socket)
+        """Serve one connection of the host: the agent's port leads to its gRPC server, any other to a container."""
+        if port == AGENT_PORT:
+            await relay(reader, writer, self.agent_socket)
+        elif (container := self.containers.serving(port)) is not None:
+            await self.serve_container(container, reader, writer)
+
+    async def serve_container(
+        self, container: SimulatedContainer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer HTTP for a container until its connection or its generation ends."""
+        server = ingress.Server(
+            vm_id=self.vm_id, epoch=self.epoch, container=container.name, generation=container.generation
+        )
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(ingress.serve(server, reader, writer))
+            ending = tasks.create_task(self._end_of(container))
+            await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+            serving.cancel()
+            ending.cancel()
+
+    async def _end_of(self, container: SimulatedContainer) -> None:
+        """Return when the container's process is over, or another generation took its place."""
+        while container.running and self.containers.serving(container.ingress_port) is container:
+            await self.changed.wait()
 
     def on_power_button(self) -> None:
         """Power off, as an operating system does; a stubborn guest does nothing."""

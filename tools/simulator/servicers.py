@@ -93,7 +93,9 @@ class ContainerServicer(container_service_pb2_grpc.GuestContainerServiceServicer
         await _check_epoch(self.guest, request.epoch, context)
         try:
             self._require_image(request.spec.image)
-            started = self.guest.containers.start(request.container_name, request.generation, request.spec)
+            started = self.guest.containers.start(
+                request.container_name, request.generation, request.spec, ingress_port=request.ingress_port
+            )
         except Refusal as refusal:
             await abort(context, refusal)
         return container_service_pb2.StartContainerResponse(status=started.status())
