@@ -22,27 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'cellmesh/envoy/cluster/v3/cluster.proto\x12\x17\x65nvoy.config.cluster.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xb0\x07\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\r\x12M\n\x12\x65\x64s_cluster_config\x18\x03 \x01(\x0b\x32\x31.envoy.config.cluster.v3.Cluster.EdsClusterConfig\x12\x32\n\x0f\x63onnect_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12G\n!per_connection_buffer_limit_bytes\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12J\n\x10\x63ircuit_breakers\x18\n \x01(\x0b\x32\x30.envoy.config.cluster.v3.Cluster.CircuitBreakers\x1ak\n\x10\x45\x64sClusterConfig\x12\x41\n\neds_config\x18\x01 \x01(\x0b\x32-.envoy.config.cluster.v3.Cluster.ConfigSource\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x1a\xac\x01\n\x0c\x43onfigSource\x12\x44\n\x03\x61\x64s\x18\x03 \x01(\x0b\x32\x37.envoy.config.cluster.v3.Cluster.AggregatedConfigSource\x12\x38\n\x15initial_fetch_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14resource_api_version\x18\x06 \x01(\r\x1a\x18\n\x16\x41ggregatedConfigSource\x1aR\n\x0f\x43ircuitBreakers\x12?\n\nthresholds\x18\x01 \x03(\x0b\x32+.envoy.config.cluster.v3.Cluster.Thresholds\x1a\xe6\x01\n\nThresholds\x12\x35\n\x0fmax_connections\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12:\n\x14max_pending_requests\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x32\n\x0cmax_requests\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x31\n\x0bmax_retries\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt32Valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'cellmesh/envoy/cluster/v3/cluster.proto\x12\x17\x65nvoy.config.cluster.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xfb\x08\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\r\x12M\n\x12\x65\x64s_cluster_config\x18\x03 \x01(\x0b\x32\x31.envoy.config.cluster.v3.Cluster.EdsClusterConfig\x12\x32\n\x0f\x63onnect_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12G\n!per_connection_buffer_limit_bytes\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12J\n\x10\x63ircuit_breakers\x18\n \x01(\x0b\x32\x30.envoy.config.cluster.v3.Cluster.CircuitBreakers\x12m\n typed_extension_protocol_options\x18$ \x03(\x0b\x32\x43.envoy.config.cluster.v3.Cluster.TypedExtensionProtocolOptionsEntry\x1aZ\n\"TypedExtensionProtocolOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\x1ak\n\x10\x45\x64sClusterConfig\x12\x41\n\neds_config\x18\x01 \x01(\x0b\x32-.envoy.config.cluster.v3.Cluster.ConfigSource\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x1a\xac\x01\n\x0c\x43onfigSource\x12\x44\n\x03\x61\x64s\x18\x03 \x01(\x0b\x32\x37.envoy.config.cluster.v3.Cluster.AggregatedConfigSource\x12\x38\n\x15initial_fetch_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14resource_api_version\x18\x06 \x01(\r\x1a\x18\n\x16\x41ggregatedConfigSource\x1aR\n\x0f\x43ircuitBreakers\x12?\n\nthresholds\x18\x01 \x03(\x0b\x32+.envoy.config.cluster.v3.Cluster.Thresholds\x1a\xe6\x01\n\nThresholds\x12\x35\n\x0fmax_connections\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12:\n\x14max_pending_requests\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x32\n\x0cmax_requests\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x31\n\x0bmax_retries\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt32Valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.envoy.cluster.v3.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLUSTER']._serialized_start=133
-  _globals['_CLUSTER']._serialized_end=1077
-  _globals['_CLUSTER_EDSCLUSTERCONFIG']._serialized_start=452
-  _globals['_CLUSTER_EDSCLUSTERCONFIG']._serialized_end=559
-  _globals['_CLUSTER_CONFIGSOURCE']._serialized_start=562
-  _globals['_CLUSTER_CONFIGSOURCE']._serialized_end=734
-  _globals['_CLUSTER_AGGREGATEDCONFIGSOURCE']._serialized_start=736
-  _globals['_CLUSTER_AGGREGATEDCONFIGSOURCE']._serialized_end=760
-  _globals['_CLUSTER_CIRCUITBREAKERS']._serialized_start=762
-  _globals['_CLUSTER_CIRCUITBREAKERS']._serialized_end=844
-  _globals['_CLUSTER_THRESHOLDS']._serialized_start=847
-  _globals['_CLUSTER_THRESHOLDS']._serialized_end=1077
+  _globals['_CLUSTER_TYPEDEXTENSIONPROTOCOLOPTIONSENTRY']._loaded_options = None
+  _globals['_CLUSTER_TYPEDEXTENSIONPROTOCOLOPTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_CLUSTER']._serialized_start=160
+  _globals['_CLUSTER']._serialized_end=1307
+  _globals['_CLUSTER_TYPEDEXTENSIONPROTOCOLOPTIONSENTRY']._serialized_start=590
+  _globals['_CLUSTER_TYPEDEXTENSIONPROTOCOLOPTIONSENTRY']._serialized_end=680
+  _globals['_CLUSTER_EDSCLUSTERCONFIG']._serialized_start=682
+  _globals['_CLUSTER_EDSCLUSTERCONFIG']._serialized_end=789
+  _globals['_CLUSTER_CONFIGSOURCE']._serialized_start=792
+  _globals['_CLUSTER_CONFIGSOURCE']._serialized_end=964
+  _globals['_CLUSTER_AGGREGATEDCONFIGSOURCE']._serialized_start=966
+  _globals['_CLUSTER_AGGREGATEDCONFIGSOURCE']._serialized_end=990
+  _globals['_CLUSTER_CIRCUITBREAKERS']._serialized_start=992
+  _globals['_CLUSTER_CIRCUITBREAKERS']._serialized_end=1074
+  _globals['_CLUSTER_THRESHOLDS']._serialized_start=1077
+  _globals['_CLUSTER_THRESHOLDS']._serialized_end=1307
 # @@protoc_insertion_point(module_scope)

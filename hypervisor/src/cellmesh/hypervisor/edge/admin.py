@@ -52,7 +52,7 @@ class Updates:
     """Responses about clusters it refused since it started."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class EnvoyAdmin:
     """Asks one Envoy. Everything raises EdgeAway if it does not answer."""
 
@@ -104,8 +104,10 @@ class EnvoyAdmin:
     async def _stats(self, pattern: str, *, used_only: bool = False) -> dict[str, int]:
         used = "usedonly&" if used_only else ""
         status, body = await self._ask("GET", f"/stats?{used}format=json&filter={quote(pattern, safe='')}")
+        if status != _OK:
+            raise EdgeAway(f"The edge does not tell its counters: {status}.")
         try:
-            found = json.loads(body)["stats"] if status == _OK else []
+            found = json.loads(body)["stats"]
         except (ValueError, KeyError, TypeError) as error:
             raise EdgeAway(f"The edge's counters are not JSON: {error}.") from error
         return {each["name"]: int(each["value"]) for each in found if "value" in each}

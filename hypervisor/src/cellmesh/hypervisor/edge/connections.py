@@ -207,6 +207,7 @@ def _paths_and_names(*, tls: bool) -> Json:
         "use_remote_address": True,
         "generate_request_id": True,
         "preserve_external_request_id": False,
+        "always_set_request_id_in_response": True,
         "server_header_transformation": "PASS_THROUGH",
         "scheme_header_transformation": {"scheme_to_overwrite": "https" if tls else "http"},
     }

@@ -14,6 +14,7 @@ import structlog
 from cellmesh.envoy.discovery.v3 import discovery_pb2, discovery_pb2_grpc
 from cellmesh.hypervisor.edge import resources
 from cellmesh.hypervisor.edge.endpoint import Endpoint, Endpoints
+from cellmesh.hypervisor.edge.probe import ProbeFailed
 from cellmesh.hypervisor.edge.resources import ClusterLimits
 from cellmesh.hypervisor.edge.subscription import Desired, Refusal, Subscription
 from cellmesh.mesh.interceptor import Context
@@ -83,6 +84,8 @@ class Discovery:
                 while not self._all_serve(name, version):
                     await self._news.wait()
                 await self._proof()
+        except ProbeFailed as error:
+            raise EdgeUnreachable(str(error)) from error
         except TimeoutError:
             raise EdgeUnreachable(f"The edge did not say within {timeout:g} s that it serves this.") from None
 

@@ -136,7 +136,7 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="view
 <title>{title}</title><style>body{{font:1.1em/1.5 system-ui;max-width:36em;margin:15vh auto;padding:0 1em;color:#222;\
 background:#fff}}code{{color:#666}}@media(prefers-color-scheme:dark){{body{{color:#ddd;background:#111}}}}</style>
 <h1>{title}</h1><p>{message}</p>
-<p><code>{reason} &middot; trace %TRACE_ID% &middot; request %REQ(X-REQUEST-ID)%</code></p>
+<p><code>{reason} &middot; request %REQ(X-REQUEST-ID)%</code></p>
 """
 
 
@@ -194,7 +194,7 @@ def _json(reply: _Reply) -> Json:
         "code": reply.code,
         "reason": reply.reason,
         "message": reply.message,
-        "trace_id": "%TRACE_ID%",
+        # The trace's id is not known here; the access log has both.
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
     if reply.retry_after:

@@ -16,6 +16,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from cellmesh.envoy.cluster.v3 import cluster_pb2
 from cellmesh.envoy.discovery.v3 import discovery_pb2
 from cellmesh.envoy.endpoint.v3 import endpoint_pb2
+from cellmesh.envoy.upstream.v3 import http_protocol_options_pb2
 from cellmesh.hypervisor.edge.endpoint import Endpoint
 
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
@@ -23,6 +24,7 @@ ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 METADATA = "cellmesh"
 """Under which name the access log finds whose an endpoint is."""
 
+_PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _EDS = 3
 _VERSION_3 = 2
 
@@ -37,12 +39,23 @@ class ClusterLimits:
     """Requests that wait for one of these."""
     connect_timeout: timedelta = timedelta(seconds=2)
     """How long a connection may take."""
+    idle_timeout: timedelta = timedelta(milliseconds=1500)
+    """How long a connection is kept without a request: less than servers do (gunicorn 2 s, Node and uvicorn 5 s), as a
+    request that meets the end of its connection cannot be sent again."""
     buffer_bytes: int = 32 * 1024
     """How much a connection holds before its sender has to wait."""
 
 
 def cluster(name: str, limits: ClusterLimits) -> discovery_pb2.Resource:
     """Return a cluster whose endpoint comes by the stream that told of it."""
+    protocol = http_protocol_options_pb2.HttpProtocolOptions(
+        common_http_protocol_options=http_protocol_options_pb2.HttpProtocolOptions.CommonOptions(
+            idle_timeout=limits.idle_timeout
+        ),
+        explicit_http_config=http_protocol_options_pb2.HttpProtocolOptions.ExplicitHttpConfig(
+            http_protocol_options=http_protocol_options_pb2.HttpProtocolOptions.Http1Options()
+        ),
+    )
     message = cluster_pb2.Cluster(
         name=name,
         type=_EDS,
@@ -65,6 +78,7 @@ def cluster(name: str, limits: ClusterLimits) -> discovery_pb2.Resource:
             ]
         ),
     )
+    message.typed_extension_protocol_options[_PROTOCOL_OPTIONS].Pack(protocol)
     return _resource(name, CLUSTER, message)
 
 

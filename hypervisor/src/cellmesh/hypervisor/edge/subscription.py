@@ -54,6 +54,8 @@ class Subscription:
         self._everything = everything
         self._desired = desired
         self._started = False
+        # An Envoy that starts waits for the first answer, even if there is nothing to tell.
+        self._unanswered = everything
         self._wanted: set[str] = set()
         self._held: dict[str, str] = {}
         self._dirty: dict[str, None] = {}  # in the order they changed
@@ -103,8 +105,9 @@ class Subscription:
         sent: dict[str, Desired | None] = {}
         while not sent and (self._halves or self._dirty):
             sent = {name: desired for name in self._next() if (desired := self._due(name)) is not _NOT_DUE}
-        if not sent:
+        if not sent and not self._unanswered:
             return None
+        self._unanswered = False
         self._count += 1
         self._under_way = _Push(nonce=str(self._count), sent=sent)
         return discovery_pb2.DeltaDiscoveryResponse(
@@ -145,7 +148,7 @@ class Subscription:
         if push is None or request.response_nonce != push.nonce:
             return
         self._under_way = None
-        if not request.HasField("error_detail"):
+        if not request.HasField("error_detail") or not push.sent:
             for name, desired in push.sent.items():
                 self._take(name, desired)
         elif len(push.sent) > 1:
