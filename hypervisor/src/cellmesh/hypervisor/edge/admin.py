@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 MAX_ANSWER = 64 << 20
 """The longest answer that is read, in bytes."""
+DRAIN_PATH = "/drain_listeners?graceful&skip_exit"
+"""Without `skip_exit` Envoy would end when its drain time is over, whoever is still there."""
 _MAX_HEAD = 16 << 10
 _OK = 200
 _USER = "[0-9a-f-]{36}"
@@ -83,6 +85,12 @@ class EnvoyAdmin:
         """Return whether it takes requests."""
         status, _ = await self._ask("GET", "/ready")
         return status == _OK
+
+    async def drain(self) -> None:
+        """Ask every client to leave after the answer it is getting; once the drain time is over, listen no more."""
+        status, _ = await self._ask("POST", DRAIN_PATH)
+        if status != _OK:
+            raise EdgeAway(f"The edge does not drain: {status}.")
 
     async def stats(self, pattern: str) -> Mapping[str, int]:
         """Return counters and gauges whose names match a regular expression."""

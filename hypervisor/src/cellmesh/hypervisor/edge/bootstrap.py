@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from cellmesh.hypervisor.edge.admin import DRAIN_PATH
 from cellmesh.hypervisor.edge.connections import AUTHORIZER_CLUSTER, OTLP_CLUSTER, connection_manager
 from cellmesh.hypervisor.edge.options import EdgeOptions, Json, Limits, Listener, seconds, typed
 from cellmesh.hypervisor.edge.proof import require_authorized
@@ -14,8 +15,8 @@ _HYPERVISOR_CLUSTER = "hypervisor"
 _CERTIFICATE = "edge"
 _OWNER_ONLY = 0o600
 _MONITORS = "envoy.extensions.resource_monitors"
-# What can be asked of Envoy at its admin socket; neither to stop it nor to show what it holds.
-_ADMIN_PATHS = ("/ready", "/listeners", "/server_info", "/reopen_logs", "/stats/prometheus")
+# What can be asked of Envoy at its admin socket; neither to end it at once nor to show what it holds.
+_ADMIN_PATHS = ("/ready", "/listeners", "/server_info", "/reopen_logs", "/stats/prometheus", DRAIN_PATH)
 # 1,500 clusters have 300,000 counters; these are looked at.
 _CLUSTER_COUNTERS = (
     "upstream_rq_completed",
