@@ -15,6 +15,7 @@ import cellmesh.hypervisor.lean  # noqa: F401  # first
 # isort: split
 import structlog
 
+from cellmesh.hypervisor.edge.options import EdgeMisconfigured
 from cellmesh.hypervisor.node import SERVICE, serving
 from cellmesh.hypervisor.settings import HypervisorSettings
 from cellmesh.hypervisor.store.lock import StateInUse
@@ -38,7 +39,7 @@ def main() -> None:
         sys.exit(_refused(error))
     try:
         asyncio.run(_serve(settings))
-    except (StateInUse, SchemaTooNew, OSError) as error:
+    except (StateInUse, SchemaTooNew, EdgeMisconfigured, OSError) as error:
         sys.exit(_refused(error))
     finally:
         flush()

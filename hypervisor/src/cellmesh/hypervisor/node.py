@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from cellmesh.api.hypervisor.v1 import (
     container_service_pb2_grpc,
@@ -19,8 +20,11 @@ from cellmesh.api.hypervisor.v1 import (
 from cellmesh.envoy.discovery.v3 import discovery_pb2_grpc
 from cellmesh.hypervisor import failpoints
 from cellmesh.hypervisor.domain.errors import EdgeUnreachable
+from cellmesh.hypervisor.edge.admin import EdgeAway, EnvoyAdmin
 from cellmesh.hypervisor.edge.discovery import Discovery, DiscoveryServicer
+from cellmesh.hypervisor.edge.probe import WorkerProbe
 from cellmesh.hypervisor.edge.publisher import Publisher
+from cellmesh.hypervisor.edge.upkeep import EdgeUpkeep
 from cellmesh.hypervisor.guest.client import GuestClient
 from cellmesh.hypervisor.guest.listeners import Listeners
 from cellmesh.hypervisor.lifecycle.admission import Admission
@@ -57,6 +61,8 @@ SERVICE = "hypervisor"
 _DATABASE = "hypervisor.db"
 _EDGE_SOCKET = "edge.sock"
 _ACTIVATOR = "activator.sock"
+_ADMIN_SOCKET = "admin.sock"
+_PROBE_SOCKET = "probe.sock"
 
 
 @asynccontextmanager
@@ -69,7 +75,13 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.enter_context(StateLock(settings.state_dir))
         store = await stack.enter_async_context(Store.opened(settings.state_dir / _DATABASE, trace_id=_causing_trace))
-        discovery = Discovery()
+        admin = EnvoyAdmin(settings.edge_dir / _ADMIN_SOCKET)
+        discovery, upkeep = Discovery(), None
+        if settings.edge_listen:
+            upkeep = EdgeUpkeep(settings, admin)
+            probe = WorkerProbe(settings.edge_dir / _PROBE_SOCKET, admin)
+            stack.callback(probe.close)
+            discovery = Discovery(proof=probe)
         world, listeners, guests, publisher = _world(settings, store, discovery)
         stack.push_async_callback(guests.close)
         stack.push_async_callback(listeners.close_all)
@@ -79,13 +91,16 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
         shutdown = Shutdown()
         switches = Switches(store=store, edge=publisher, failpoint=failpoints.reach)
         vms = _vms(world, reconciler)
-        routes = _route_service(world, vms, switches, log, signer, shutdown, traffic=_no_traffic)
+        routes = _route_service(world, vms, switches, log, signer, shutdown, traffic=functools.partial(_traffic, admin))
         server = MeshServer([*_services(world, guests, vms, log, signer, shutdown), routes])
         _listen(settings, server)
         # An Envoy that has served while we were away must find every route here when it asks.
         publisher.publish_all()
         _listen_to_edge(settings, server, routes, discovery)
-        await stack.enter_async_context(_running(log, reconciler, switches, publisher))
+        if upkeep is not None:
+            await upkeep.prepare()
+        keepers = [publisher.run, switches.run, *([] if upkeep is None else [upkeep.run])]
+        await stack.enter_async_context(_running(log, reconciler, keepers))
         await server.start()
         try:
             yield
@@ -156,9 +171,12 @@ def _vms(world: World, reconciler: Reconciler) -> Vms:
     )
 
 
-async def _no_traffic() -> Mapping[str, Traffic]:
-    """Say that nobody counts."""
-    raise EdgeUnreachable("No edge is connected; start it, then watch again.")
+async def _traffic(admin: EnvoyAdmin) -> Mapping[str, Traffic]:
+    """Return what the edge counted. Raises EdgeUnreachable."""
+    try:
+        return await admin.traffic()
+    except EdgeAway as error:
+        raise EdgeUnreachable(f"{error} Start the edge, then watch again.") from error
 
 
 def _route_service(
@@ -234,15 +252,16 @@ def _listen_to_edge(settings: HypervisorSettings, server: MeshServer, routes: Re
 
 
 @asynccontextmanager
-async def _running(log: Log, reconciler: Reconciler, switches: Switches, publisher: Publisher) -> AsyncIterator[None]:
-    """Keep the VMs, tell their watchers and the edge, and switch their routes inside."""
+async def _running(
+    log: Log, reconciler: Reconciler, keepers: Sequence[Callable[[], Coroutine[Any, Any, None]]]
+) -> AsyncIterator[None]:
+    """Keep the VMs, tell their watchers, and run what keeps the edge inside."""
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         owned = [
             tasks.create_task(log.relay(), name="relay"),
-            tasks.create_task(publisher.run(), name="publisher"),
             tasks.create_task(reconciler.run(ready), name="reconciler"),
-            tasks.create_task(switches.run(), name="switches"),
+            *(tasks.create_task(keep()) for keep in keepers),
         ]
         await ready.wait()
         try:

@@ -7,9 +7,9 @@ import re
 import shutil
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cellmesh.mesh.settings import Settings
 
@@ -45,6 +45,18 @@ class HypervisorSettings(Settings):
     """The uid the edge runs under; absent is the one below `uid_base` for root, and our own for anybody else."""
     edge_gid: int | None = Field(default=None, ge=1, le=2**31)
     """The group that may reach containers; absent is the edge's uid."""
+    edge_listen: str = Field(default="", pattern=r"^(.+:\d{1,5})?$")
+    """`host:port` where the edge serves browsers; empty writes nothing for an Envoy to start with."""
+    edge_domains: str = Field(default="", pattern=r"^[a-z0-9.,-]*$")
+    """Host names the edge answers to, with commas; empty is localhost and the host it listens on."""
+    edge_tls: bool = True
+    """Whether the edge speaks TLS; without, it can only listen on loopback."""
+    edge_certificate: Path | None = None
+    """The edge's certificate and what it is signed by, PEM; absent, with `edge_key`, is one of this host's own."""
+    edge_key: Path | None = None
+    """The key of `edge_certificate`, PEM."""
+    edge_authorizer: Path | None = None
+    """The socket of who decides about each request; absent is `authz.sock` in the edge's directory."""
     stop_grace: timedelta = timedelta(seconds=5)
     """Seconds that calls may go on when the hypervisor stops."""
 
@@ -70,6 +82,12 @@ class HypervisorSettings(Settings):
         if found is None:
             raise ValueError(f"there is no program {value}; install cloud-hypervisor or give its path")
         return Path(found)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.edge_certificate is None) != (self.edge_key is None):
+            raise ValueError("edge_certificate and edge_key are given together, or neither is")
+        return self
 
     @property
     def operator_socket(self) -> Path:
