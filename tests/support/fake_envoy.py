@@ -1,0 +1,97 @@
+"""What Envoy does at the hypervisor's socket: subscribes to clusters and endpoints, and takes or refuses each change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from cellmesh.envoy.discovery.v3 import discovery_pb2, discovery_pb2_grpc
+from cellmesh.envoy.endpoint.v3 import endpoint_pb2
+
+CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+_INVALID_ARGUMENT = 3
+
+
+@dataclass(slots=True)
+class FakeEnvoy:
+    """Serves what it took, by name; `refuses` says what it has against a change, or None."""
+
+    refuses: Callable[[str, Path], str | None] = lambda _name, _path: None
+    serves: dict[str, Path] = field(default_factory=dict)
+    owners: dict[str, dict[str, str]] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def until(self, holds: Callable[[dict[str, Path]], bool]) -> None:
+        """Wait until what it serves is as wanted."""
+        async with asyncio.timeout(30):
+            while not holds(self.serves):
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def run(self, channel: grpc.aio.Channel) -> None:
+        """Follow the hypervisor until the stream ends."""
+        said: asyncio.Queue[discovery_pb2.DeltaDiscoveryRequest] = asyncio.Queue()
+        said.put_nowait(discovery_pb2.DeltaDiscoveryRequest(type_url=CLUSTER))
+
+        async def requests() -> AsyncIterator[discovery_pb2.DeltaDiscoveryRequest]:
+            while True:
+                yield await said.get()
+
+        stub = discovery_pb2_grpc.AggregatedDiscoveryServiceStub(channel)
+        async for response in stub.DeltaAggregatedResources(requests()):
+            word = discovery_pb2.DeltaDiscoveryRequest(type_url=response.type_url, response_nonce=response.nonce)
+            if response.type_url == CLUSTER:
+                said.put_nowait(word)
+                self._take_clusters(response, said)
+            else:
+                self._take_endpoints(response, word)
+                said.put_nowait(word)
+            self.changed.set()
+
+    def _take_clusters(
+        self,
+        response: discovery_pb2.DeltaDiscoveryResponse,
+        said: asyncio.Queue[discovery_pb2.DeltaDiscoveryRequest],
+    ) -> None:
+        for name in response.removed_resources:
+            self.serves.pop(name, None)
+            self.owners.pop(name, None)
+        wanted = discovery_pb2.DeltaDiscoveryRequest(
+            type_url=ENDPOINT,
+            resource_names_subscribe=[resource.name for resource in response.resources],
+            resource_names_unsubscribe=response.removed_resources,
+        )
+        said.put_nowait(wanted)
+
+    def _take_endpoints(
+        self, response: discovery_pb2.DeltaDiscoveryResponse, word: discovery_pb2.DeltaDiscoveryRequest
+    ) -> None:
+        for resource in response.resources:
+            message = endpoint_pb2.ClusterLoadAssignment.FromString(resource.resource.value)
+            (found,) = message.endpoints[0].lb_endpoints
+            path = Path(found.endpoint.address.pipe.path)
+            if (fault := self.refuses(resource.name, path)) is not None:
+                word.error_detail.code, word.error_detail.message = _INVALID_ARGUMENT, fault
+                return
+            self.serves[resource.name] = path
+            owner = found.metadata.filter_metadata["cellmesh"]
+            self.owners[resource.name] = {name: str(value) for name, value in owner.items()}
+
+
+@asynccontextmanager
+async def fake_envoy(socket: Path) -> AsyncIterator[FakeEnvoy]:
+    """Connect an Envoy to the hypervisor's socket for the edge."""
+    envoy = FakeEnvoy()
+    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        following = asyncio.ensure_future(envoy.run(channel))
+        try:
+            yield envoy
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
