@@ -1,4 +1,4 @@
-"""What Envoy does at the hypervisor's socket: subscribes to clusters and endpoints, and takes or refuses each change."""
+"""What Envoy does at the hypervisor's socket: it asks for clusters and endpoints, and takes or refuses each change."""
 
 from __future__ import annotations
 
