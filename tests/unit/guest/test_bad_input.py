@@ -24,7 +24,7 @@ from cellmesh.guest.servicers.containers import GuestContainerServicer
 from cellmesh.guest.servicers.guest import GuestServicer
 from cellmesh.guest.shutdown import Shutdown
 from support.bad_input import fault
-from support.local_runtime import IMAGE, local_cell
+from support.local_runtime import FIRST_PORT, IMAGE, local_cell
 from support.mutants import Mutant, mutants
 from support.raw_calls import call, channel, methods
 
@@ -38,6 +38,7 @@ KNOWN = {
     "exec_id": lambda: str(uuid.uuid4()),
     "argv": lambda: "/bin/true",
     "image": lambda: IMAGE,
+    "ingress_port": lambda: FIRST_PORT + 1,
     "follow": lambda: False,
 }
 # Left to guests of their own: one sets the clock of the machine it runs on, one measures a guest's disk.
@@ -84,7 +85,7 @@ async def test_no_request_breaks_the_agent(method: MethodDescriptor, tmp_path: P
     async with serving(path), channel(path) as to:
         spec = container_pb2.ContainerSpec(image=IMAGE, argv=["/bin/sleep", "1000"])
         start = container_service_pb2.StartContainerRequest(
-            epoch=EPOCH, container_name=NAME, generation=1, spec=spec
+            epoch=EPOCH, container_name=NAME, generation=1, spec=spec, ingress_port=FIRST_PORT
         ).SerializeToString()
         by_name = {each.name: each for each in SERVED}
         assert (await call(to, by_name["StartContainer"], start)).code == "OK"

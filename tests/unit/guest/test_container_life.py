@@ -49,7 +49,7 @@ def _state(cell: LocalCell, name: str = "live") -> State:
 async def test_a_container_runs_and_its_output_is_kept() -> None:
     """Started means running, and what it says on both streams is in its log to the last byte."""
     async with local_cell() as cell:
-        status = await cell.containers.start("live", 1, _spec(*_shell("echo out; echo err >&2")))
+        status = await cell.start("live", 1, _spec(*_shell("echo out; echo err >&2")))
         assert (status.state, status.health) == (State.RUNNING, Health.SERVING)
         await cell.containers.find("live").ended()
         found = cell.containers.logs("live").find(0)
@@ -67,7 +67,7 @@ async def test_a_container_runs_and_its_output_is_kept() -> None:
 async def test_a_crash_is_restarted_until_it_is_given_up() -> None:
     """The policy's tries are made, counted, and end in FAILED with what to do."""
     async with local_cell() as cell:
-        await cell.containers.start("live", 1, _spec(*_shell("exit 3"), policy=_QUICK))
+        await cell.start("live", 1, _spec(*_shell("exit 3"), policy=_QUICK))
         status = await cell.containers.find("live").ended()
         assert (status.state, status.exit_code, status.restart_count) == (State.FAILED, 3, 2)
         assert "exit code 3" in status.message
@@ -79,7 +79,7 @@ async def test_a_crash_is_restarted_until_it_is_given_up() -> None:
 async def test_a_kill_for_memory_is_told_as_such() -> None:
     """A process killed while its cgroup counts a kill for memory is OOM_KILLED, with the limit in the message."""
     async with local_cell() as cell:
-        await cell.containers.start("live", 1, _spec())
+        await cell.start("live", 1, _spec())
         (process,) = cell.runtime.started
         (process.cgroup.path / "memory.events").write_text("oom_kill 1\n")
         process.process.send_signal(9)
@@ -96,7 +96,7 @@ async def test_a_kill_for_memory_is_told_as_such() -> None:
 async def test_a_kill_for_memory_of_a_child_is_counted_at_once() -> None:
     """The count of a running container follows its cgroup."""
     async with local_cell() as cell:
-        await cell.containers.start("live", 1, _spec())
+        await cell.start("live", 1, _spec())
         (cell.runtime.started[0].cgroup.path / "memory.events").write_text("oom_kill 2\n")
         cell.containers.count_oom_kills()
         assert cell.containers.find("live").status.oom_kills == 2
@@ -107,7 +107,7 @@ async def test_stopping_asks_first() -> None:
     """SIGTERM comes first, its exit code is the answer, and a second stop is the same stop."""
     async with local_cell() as cell:
         script = _shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done")
-        await cell.containers.start("live", 1, _spec(*script))
+        await cell.start("live", 1, _spec(*script))
         ring = cell.containers.logs("live").find(0)
         assert ring is not None
         await until(lambda: ring[1].end > 0)
@@ -120,7 +120,7 @@ async def test_stopping_asks_first() -> None:
 async def test_who_does_not_go_is_killed() -> None:
     """After the grace the process is killed, whatever it does with SIGTERM."""
     async with local_cell() as cell:
-        await cell.containers.start("live", 1, _spec(*_shell("trap '' TERM; echo ready; while :; do sleep 0.01; done")))
+        await cell.start("live", 1, _spec(*_shell("trap '' TERM; echo ready; while :; do sleep 0.01; done")))
         ring = cell.containers.logs("live").find(0)
         assert ring is not None
         await until(lambda: ring[1].end > 0)
@@ -132,7 +132,7 @@ async def test_a_stop_ends_the_wait_for_a_restart() -> None:
     """A container in BACKOFF stops at once."""
     async with local_cell() as cell:
         slow = RestartPolicy(initial_backoff=600.0, max_backoff=600.0)
-        await cell.containers.start("live", 1, _spec(*_shell("exit 1"), policy=slow))
+        await cell.start("live", 1, _spec(*_shell("exit 1"), policy=slow))
         await until(lambda: _state(cell) is State.BACKOFF)
         assert (await cell.containers.stop("live")).state is State.STOPPED
 
@@ -141,22 +141,22 @@ async def test_one_generation_is_started_once() -> None:
     """Starts of the same generation, at once and later, are one start; an ended one is not begun again."""
     async with local_cell() as cell:
         spec = _spec()
-        both = await asyncio.gather(*(cell.containers.start("live", 4, spec) for _ in range(5)))
+        both = await asyncio.gather(*(cell.start("live", 4, spec) for _ in range(5)))
         assert {status.state for status in both} == {State.RUNNING}
         await cell.containers.stop("live")
-        assert (await cell.containers.start("live", 4, spec)).state is State.STOPPED
+        assert (await cell.start("live", 4, spec)).state is State.STOPPED
         assert len(cell.runtime.started) == 1
 
 
 async def test_a_newer_generation_takes_the_place_of_an_older() -> None:
     """The older is stopped and gone before the newer starts; the past is refused."""
     async with local_cell() as cell:
-        await cell.containers.start("live", 4, _spec())
-        await cell.containers.start("live", 6, _spec())
+        await cell.start("live", 4, _spec())
+        await cell.start("live", 6, _spec())
         assert cell.runtime.started[0].removed
         assert not cell.runtime.started[1].removed
         with pytest.raises(OldGeneration, match="generation 6"):
-            await cell.containers.start("live", 5, _spec())
+            await cell.start("live", 5, _spec())
 
 
 async def test_a_start_that_fails_says_why_each_time() -> None:
@@ -164,24 +164,24 @@ async def test_a_start_that_fails_says_why_each_time() -> None:
     async with local_cell() as cell:
         for _ in range(2):
             with pytest.raises(ContainerStartFailed, match="No such file"):
-                await cell.containers.start("live", 1, _spec("/nowhere"))
+                await cell.start("live", 1, _spec("/nowhere"))
         with pytest.raises(ImageNotAttached, match="attach it"):
-            await cell.containers.start("dev", 1, ContainerSpec(image=MISSING_IMAGE))
+            await cell.start("dev", 1, ContainerSpec(image=MISSING_IMAGE))
         assert [status.reason for status in cell.containers.statuses()] == [
             "IMAGE_NOT_ATTACHED",
             "CONTAINER_START_FAILED",
         ]
         assert {status.state for status in cell.containers.statuses()} == {State.FAILED}
-        assert (await cell.containers.start("live", 2, _spec())).state is State.RUNNING
+        assert (await cell.start("live", 2, _spec())).state is State.RUNNING
 
 
 async def test_a_cell_has_room_for_sixteen() -> None:
     """The seventeenth is refused, and a name that is not there is not found."""
     async with local_cell() as cell:
         for number in range(16):
-            await cell.containers.start(f"c{number}", 1, _spec())
+            await cell.start(f"c{number}", 1, _spec())
         with pytest.raises(TooManyContainers):
-            await cell.containers.start("c16", 1, _spec())
+            await cell.start("c16", 1, _spec())
         with pytest.raises(ContainerNotFound):
             await cell.containers.stop("c16")
 
@@ -189,8 +189,8 @@ async def test_a_cell_has_room_for_sixteen() -> None:
 async def test_one_containers_crash_leaves_the_others() -> None:
     """A neighbour's end changes nothing for a container."""
     async with local_cell() as cell:
-        await cell.containers.start("live", 1, _spec())
-        await cell.containers.start("dev", 1, _spec(*_shell("kill -9 $$")))
+        await cell.start("live", 1, _spec())
+        await cell.start("dev", 1, _spec(*_shell("kill -9 $$")))
         await cell.containers.find("dev").ended()
         assert _state(cell) is State.RUNNING
 
@@ -204,7 +204,7 @@ async def test_an_exec_probe_follows_its_exit_code(tmp_path: Path) -> None:
     flag = tmp_path / "well"
     async with local_cell() as cell:
         probe = _probe(ExecProbe(argv=("/bin/sh", "-c", f"yes | head -c 100000; test -e {flag}")))
-        await cell.containers.start("live", 1, _spec(probe=probe))
+        await cell.start("live", 1, _spec(probe=probe))
         await until(lambda: cell.containers.find("live").status.health is Health.NOT_SERVING)
         flag.touch()
         await until(lambda: cell.containers.find("live").status.health is Health.SERVING)
@@ -222,7 +222,7 @@ async def test_an_http_probe_follows_the_status(status: bytes, health: Health) -
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server, local_cell() as cell:
         port = server.sockets[0].getsockname()[1]
-        await cell.containers.start("live", 1, _spec(probe=_probe(HttpProbe(port=port, path="/healthz"))))
+        await cell.start("live", 1, _spec(probe=_probe(HttpProbe(port=port, path="/healthz"))))
         await until(lambda: cell.containers.find("live").status.health is health)
 
 
@@ -232,7 +232,7 @@ async def test_a_tcp_probe_follows_the_port() -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         async with local_cell() as cell:
-            await cell.containers.start("live", 1, _spec(probe=_probe(TcpProbe(port=port))))
+            await cell.start("live", 1, _spec(probe=_probe(TcpProbe(port=port))))
             await until(lambda: cell.containers.find("live").status.health is Health.NOT_SERVING)
             listener.listen()
             await until(lambda: cell.containers.find("live").status.health is Health.SERVING)

@@ -34,7 +34,7 @@ _ID = "0a000000-0000-4000-8000-000000000000"
 @asynccontextmanager
 async def _sessions(patience: Patience | None = None) -> AsyncIterator[Sessions]:
     async with local_cell() as cell:
-        await cell.containers.start("live", 1, ContainerSpec(image=IMAGE, argv=("/bin/sleep", "1000")))
+        await cell.start("live", 1, ContainerSpec(image=IMAGE, argv=("/bin/sleep", "1000")))
         sessions = Sessions(cell.containers, cell.group, patience)
         try:
             yield sessions
@@ -249,7 +249,7 @@ async def test_there_is_an_end_to_the_commands() -> None:
 async def test_nothing_runs_in_a_stopped_container() -> None:
     """A command needs a running container, and the refusal names its state."""
     async with local_cell() as cell:
-        await cell.containers.start("live", 1, ContainerSpec(image=IMAGE, argv=("/bin/sleep", "1000")))
+        await cell.start("live", 1, ContainerSpec(image=IMAGE, argv=("/bin/sleep", "1000")))
         await cell.containers.stop("live")
         sessions = Sessions(cell.containers, cell.group)
         with pytest.raises(ContainerNotRunning, match="STOPPED"):

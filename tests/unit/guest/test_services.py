@@ -28,7 +28,7 @@ from cellmesh.guest.servicers.containers import GuestContainerServicer
 from cellmesh.guest.servicers.guest import GuestServicer
 from cellmesh.guest.servicers.health import HealthServicer
 from cellmesh.guest.shutdown import Shutdown
-from support.local_runtime import IMAGE, MISSING_IMAGE, LocalCell, local_cell, until
+from support.local_runtime import FIRST_PORT, IMAGE, MISSING_IMAGE, LocalCell, local_cell, until
 
 pytestmark = pytest.mark.asyncio
 _VM = "0c000000-0000-4000-8000-000000000000"
@@ -48,9 +48,11 @@ class _Agent:
     guest: Any
     health: Any
 
-    async def start(self, name: str = "live", generation: int = 1, spec: Any = _SPEC, epoch: int = 5) -> Any:
+    async def start(
+        self, name: str = "live", generation: int = 1, spec: Any = _SPEC, epoch: int = 5, port: int = FIRST_PORT
+    ) -> Any:
         request = container_service_pb2.StartContainerRequest(
-            epoch=epoch, container_name=name, generation=generation, spec=spec
+            epoch=epoch, container_name=name, generation=generation, spec=spec, ingress_port=port
         )
         return await self.containers.StartContainer(request, timeout=20)
 
@@ -97,6 +99,14 @@ _BAD_STARTS = [
     ({"name": "../x"}, ("INVALID_ARGUMENT", "INVALID_REQUEST", "cellmesh")),
     ({"name": "a\n"}, ("INVALID_ARGUMENT", "INVALID_REQUEST", "cellmesh")),
     ({"generation": 0}, ("INVALID_ARGUMENT", "INVALID_REQUEST", "cellmesh")),
+    *(
+        ({"port": port}, ("INVALID_ARGUMENT", "INVALID_REQUEST", "cellmesh"))
+        for port in (0, 1024, 65535, (1 << 32) - 1)
+    ),
+    (
+        {"spec": container_pb2.ContainerSpec(image=IMAGE, http_port=65536)},
+        ("INVALID_ARGUMENT", "INVALID_REQUEST", "cellmesh"),
+    ),
     ({"spec": container_pb2.ContainerSpec(image="../../x")}, ("INVALID_ARGUMENT", "INVALID_REQUEST", "cellmesh")),
     ({"spec": container_pb2.ContainerSpec(image=MISSING_IMAGE)}, ("NOT_FOUND", "IMAGE_NOT_ATTACHED", "guest.cellmesh")),
     (

@@ -63,6 +63,7 @@ async def run_agent(reaper: Reaper) -> None:
         containers = Containers(
             runtime=functools.cache(lambda: crun.Crun(reaper, rootfs.Places(), memory)),
             slots=Slots(Path(boot.DATA, "slots.json")),
+            listen=vsock.listen_vsock,
             random=random.random,
             group=group,
         )

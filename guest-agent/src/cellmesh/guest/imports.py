@@ -11,6 +11,7 @@ from cellmesh.guest import late
 OF_CONTAINERS = (
     "cellmesh.guest.containers.container",
     "cellmesh.guest.containers.crun",
+    "cellmesh.guest.containers.ingress",
     "cellmesh.guest.containers.logs",
     "cellmesh.guest.containers.model",
     "cellmesh.guest.containers.rootfs",

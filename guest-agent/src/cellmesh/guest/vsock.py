@@ -5,9 +5,11 @@ listener and any way to dial, so that the next users (a port inside a container'
 """
 
 import contextlib
+import os
+import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HOST_CID = 2
@@ -22,56 +24,90 @@ Dial = Callable[[], socket.socket]
 
 
 class Relay:
-    """Accepts on one socket and joins each connection to a freshly dialled one."""
+    """Accepts on one socket and joins each connection to a freshly dialled one, in a thread that `dial` may keep."""
 
     def __init__(self, listener: socket.socket, dial: Dial, *, limit: int = 128, peer_cid: int | None = None) -> None:
         self._listener = listener
+        self._listener.settimeout(0)
         self._dial = dial
         self._places = threading.BoundedSemaphore(limit)
         self._peer_cid = peer_cid
         self._closed = threading.Event()
+        self._wake = -1
+        self._lock = threading.Lock()
+        self._ends: set[socket.socket] = set()
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Accept from now on, in a thread of its own."""
-        _start_thread(self._accept)
+        self._wake = os.eventfd(0)
+        self._thread = _start_thread(self._accept)
 
     def close(self) -> None:
-        """Accept no more; connections that are joined end by themselves."""
-        self._closed.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        """Listen no more, and end every connection at once."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self._lock:
+            self._closed.set()
+            for end in self._ends:
+                _end(end)
+        # Only this wakes the thread: shutting a vsock listener down, or closing it, lets accept sleep on.
+        os.eventfd_write(self._wake, 1)
+        thread.join()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                near, address = self._listener.accept()
-            except OSError:
-                if self._listener.fileno() < 0 or self._closed.wait(_PAUSE):
-                    return
-                continue  # One connection that failed before it was accepted says nothing of the next.
-            if not self._admits(address) or not self._places.acquire(blocking=False):
-                near.close()
-                continue
-            try:
-                _start_thread(self._join, near)
-            except RuntimeError:
-                near.close()
-                self._places.release()
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        with self._listener:
+            while not self._closed.is_set():
+                poll.poll()
+                self._accept_one()
+        os.close(self._wake)
+
+    def _accept_one(self) -> None:
+        try:
+            near, address = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._closed.wait(_PAUSE)  # One connection that failed before it was accepted says nothing of the next.
+            return
+        if not self._admits(address) or not self._places.acquire(blocking=False):
+            near.close()
+            return
+        try:
+            _start_thread(self._join, near)
+        except RuntimeError:
+            near.close()
+            self._places.release()
 
     def _admits(self, address: object) -> bool:
         return self._peer_cid is None or (isinstance(address, tuple) and address[0] == self._peer_cid)
 
     def _join(self, near: socket.socket) -> None:
         try:
-            with near, self._dial() as far:
+            with near, self._open(near), self._dial() as far, self._open(far):
                 forth = _start_thread(_pump, near, far)
                 _pump(far, near)
                 forth.join()
-        except OSError:
-            return  # The far side is not there: the near side sees its connection close.
+        except (OSError, RuntimeError):
+            return  # The far side is not there, or no thread is: the near side sees its connection close.
         finally:
             self._places.release()
+
+    @contextlib.contextmanager
+    def _open(self, end: socket.socket) -> Iterator[None]:
+        with self._lock:
+            if self._closed.is_set():
+                raise ConnectionAbortedError
+            self._ends.add(end)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ends.discard(end)
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -83,11 +119,15 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
     except OSError:
         # A broken half breaks the whole: both pumps must see it.
         for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+            _end(end)
         return
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
+
+
+def _end(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _start_thread(run: Callable[..., None], *arguments: socket.socket) -> threading.Thread:
@@ -103,8 +143,12 @@ def _start_thread(run: Callable[..., None], *arguments: socket.socket) -> thread
 def listen_vsock(port: int) -> socket.socket:
     """Listen on a vsock port of this machine; raises OSError."""
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    listener.bind((socket.VMADDR_CID_ANY, port))
-    listener.listen(_BACKLOG)
+    try:
+        listener.bind((socket.VMADDR_CID_ANY, port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

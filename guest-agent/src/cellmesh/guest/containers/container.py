@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from cellmesh.guest.boot import say
 from cellmesh.guest.containers import probes
 from cellmesh.guest.containers.backoff import Ended, Restarts
+from cellmesh.guest.containers.ingress import Ingress, PortTaken
 from cellmesh.guest.containers.logs import LogRing, OutputReader, Stream
 from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus, Health, HealthProbe, State
 from cellmesh.guest.containers.runtime import (
@@ -41,13 +42,22 @@ class Container:
     """One generation of a container; `run` is its life, and somebody else's task."""
 
     def __init__(
-        self, *, name: str, generation: int, slot: int, spec: ContainerSpec, ring: LogRing, surroundings: Surroundings
+        self,
+        *,
+        name: str,
+        generation: int,
+        slot: int,
+        spec: ContainerSpec,
+        ring: LogRing,
+        ingress: Ingress,
+        surroundings: Surroundings,
     ) -> None:
         self.spec = spec
         self.ring = ring
         self.status = ContainerStatus(name=name, generation=generation, state=State.STARTING)
         self.running: RunningContainer | None = None
         self._slot = slot
+        self._ingress = ingress
         self._surroundings = surroundings
         self._restarts = Restarts(spec.restart_policy, surroundings.random)
         self._grace = spec.stop_grace
@@ -91,6 +101,7 @@ class Container:
             self._update(state=State.FAILED, reason="INTERNAL", message=f"a fault of the agent: {type(error).__name__}")
         finally:
             self.running = None
+            self._ingress.close()
             self.ring.close()
             self._settle(
                 Internal("a fault of the agent kept the container from starting; the VM's console has the rest")
@@ -103,6 +114,7 @@ class Container:
         except GuestError as error:
             return await self._start_failed(error)
         self.running = running
+        self._ingress.lead_to(running.network)
         began = time.monotonic()
         health = Health.UNKNOWN if self.spec.probe else Health.SERVING
         self._update(state=State.RUNNING, health=health, start_time=time.time(), reason="", message="")
@@ -114,6 +126,7 @@ class Container:
                 reader.drain()
         killed_for_memory = self._note_oom_kills(running)
         self.running = None
+        self._ingress.lead_to(None)
         reason = "OOM_KILLED" if killed_for_memory and code == _KILLED else "EXITED"
         delay = self._decide(Ended(exit_code=code, ran=time.monotonic() - began), reason)
         await running.remove()
@@ -125,8 +138,9 @@ class Container:
         stdio = Stdio(stdin=empty_input(), stdout=pipes[0][1], stderr=pipes[1][1])
         running = None
         try:
+            self._ingress.open()
             running = await runtime.start(status.name, self._slot, self.spec, stdio)
-        except StartFailed as error:
+        except (StartFailed, PortTaken) as error:
             raise ContainerStartFailed(f"container {status.name} could not be started: {error}") from error
         except ImageMissing as error:
             raise ImageNotAttached(

@@ -10,6 +10,7 @@ DEFAULT_MEMORY = 128 << 20
 DEFAULT_CPU_MILLIS = 1000
 DEFAULT_PIDS = 256
 DEFAULT_IO_WEIGHT = 100
+DEFAULT_HTTP_PORT = 8080
 
 
 class State(IntEnum):
@@ -105,6 +106,7 @@ class ContainerSpec:
     probe: HealthProbe | None = None
     persistent_paths: tuple[str, ...] = ()
     stop_grace: float = 5.0
+    http_port: int = DEFAULT_HTTP_PORT
 
     @property
     def image_serial(self) -> str:

@@ -9,22 +9,33 @@ from typing import TYPE_CHECKING
 
 from cellmesh.guest.changes import Changes
 from cellmesh.guest.containers import container as life
+from cellmesh.guest.containers import ingress as way_in
 from cellmesh.guest.containers import logs as output
 from cellmesh.guest.containers.slots import MAX_CONTAINERS, NoSlot, Slots
 from cellmesh.guest.errors import ContainerNotFound, ContainerNotRunning, OldGeneration, TooManyContainers
 
 if TYPE_CHECKING:
     from cellmesh.guest.containers.container import Container
+    from cellmesh.guest.containers.ingress import Listen
     from cellmesh.guest.containers.logs import Logs
     from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus
     from cellmesh.guest.containers.runtime import RunningContainer, Runtime
 
 
 class Containers:
-    """Starts, replaces and stops containers; their lives are tasks of `group`; each asks for the `runtime`."""
+    """Starts, replaces and stops containers; their lives are tasks of `group`; each asks for the `runtime`.
+
+    `listen` opens a port to the host for each.
+    """
 
     def __init__(
-        self, *, runtime: Callable[[], Runtime], slots: Slots, random: Callable[[], float], group: asyncio.TaskGroup
+        self,
+        *,
+        runtime: Callable[[], Runtime],
+        slots: Slots,
+        listen: Listen,
+        random: Callable[[], float],
+        group: asyncio.TaskGroup,
     ) -> None:
         self._slots = slots
         self._group = group
@@ -33,6 +44,7 @@ class Containers:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.changes = Changes()
         self._runtime = runtime
+        self._listen = listen
         self._random = random
 
     @property
@@ -44,13 +56,13 @@ class Containers:
         """Return every container as it is, by name."""
         return [self._containers[name].status for name in sorted(self._containers)]
 
-    async def start(self, name: str, generation: int, spec: ContainerSpec) -> ContainerStatus:
+    async def start(self, name: str, generation: int, spec: ContainerSpec, ingress_port: int) -> ContainerStatus:
         """Start a generation and wait until its process runs; the same one twice is one start. Raises GuestError."""
         async with self._locks[name]:
-            container = await self._current_or_new(name, generation, spec)
+            container = await self._current_or_new(name, generation, spec, ingress_port)
         return await container.started()
 
-    async def _current_or_new(self, name: str, generation: int, spec: ContainerSpec) -> Container:
+    async def _current_or_new(self, name: str, generation: int, spec: ContainerSpec, ingress_port: int) -> Container:
         current = self._containers.get(name)
         if current is not None:
             newest = current.status.generation
@@ -62,12 +74,12 @@ class Containers:
             await current.ended()
         elif len(self._containers) >= MAX_CONTAINERS:
             raise TooManyContainers(f"a VM has room for {MAX_CONTAINERS} containers")
-        container = self._create(name, generation, spec)
+        container = self._create(name, generation, spec, ingress_port)
         self._containers[name] = container
         self._group.create_task(container.run(), name=f"container {name} {generation}")
         return container
 
-    def _create(self, name: str, generation: int, spec: ContainerSpec) -> Container:
+    def _create(self, name: str, generation: int, spec: ContainerSpec, ingress_port: int) -> Container:
         try:
             slot = self._slots.slot(name)
         except NoSlot as error:
@@ -75,7 +87,13 @@ class Containers:
         ring = self._logs.setdefault(name, output.Logs()).open(generation)
         surroundings = life.Surroundings(runtime=self._runtime(), changed=self.changes.notify, random=self._random)
         return life.Container(
-            name=name, generation=generation, slot=slot, spec=spec, ring=ring, surroundings=surroundings
+            name=name,
+            generation=generation,
+            slot=slot,
+            spec=spec,
+            ring=ring,
+            ingress=way_in.Ingress(ingress_port, spec.http_port, self._listen),
+            surroundings=surroundings,
         )
 
     async def stop(self, name: str) -> ContainerStatus:

@@ -11,6 +11,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from cellmesh.api.common.v1 import container_pb2, health_pb2
 from cellmesh.guest.containers.model import (
     DEFAULT_CPU_MILLIS,
+    DEFAULT_HTTP_PORT,
     DEFAULT_IO_WEIGHT,
     DEFAULT_MEMORY,
     DEFAULT_PIDS,
@@ -32,6 +33,8 @@ _IMAGE = re.compile(r"sha256:[0-9a-f]{64}")
 _PERSISTENT_PATH = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)+")
 _PATH_LIMIT = 256
 _MESSAGE_LIMIT = 1024
+_INGRESS_PORTS = range(1 << 16, (1 << 32) - 1)  # Below are the agent's own; the last number stands for any port.
+_LAST_TCP_PORT = 65535
 _LOWEST_MEMORY = 4 << 20
 
 
@@ -42,6 +45,13 @@ def decode_name(name: str) -> str:
     return name
 
 
+def decode_ingress_port(port: int) -> int:
+    """Return a port of the guest's vsock that leads to a container; raises InvalidRequest for any other."""
+    if port not in _INGRESS_PORTS:
+        raise InvalidRequest(f"ingress_port must be from {_INGRESS_PORTS.start} to {_INGRESS_PORTS.stop - 1}")
+    return port
+
+
 def decode_spec(message: container_pb2.ContainerSpec) -> ContainerSpec:
     """Return a specification with the contract's defaults filled in; raises InvalidRequest."""
     if not _IMAGE.fullmatch(message.image):
@@ -49,6 +59,8 @@ def decode_spec(message: container_pb2.ContainerSpec) -> ContainerSpec:
     paths = tuple(entry.path for entry in message.persistent_paths)
     if any(len(path) > _PATH_LIMIT or not _PERSISTENT_PATH.fullmatch(path) for path in paths):
         raise InvalidRequest("a persistent path must be absolute and without '.', '..' and empty parts")
+    if message.http_port > _LAST_TCP_PORT:
+        raise InvalidRequest(f"http_port must be at most {_LAST_TCP_PORT}")
     return ContainerSpec(
         image=message.image,
         argv=tuple(message.argv),
@@ -59,6 +71,7 @@ def decode_spec(message: container_pb2.ContainerSpec) -> ContainerSpec:
         probe=_probe(message.probe) if message.HasField("probe") else None,
         persistent_paths=paths,
         stop_grace=seconds(message.stop_grace) if message.HasField("stop_grace") else 5.0,
+        http_port=message.http_port or DEFAULT_HTTP_PORT,
     )
 
 

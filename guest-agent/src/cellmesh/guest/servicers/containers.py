@@ -39,7 +39,8 @@ class GuestContainerServicer(container_service_pb2_grpc.GuestContainerServiceSer
         if request.generation < 1:
             raise InvalidRequest("generation must be at least 1")
         name, spec = codec.decode_name(request.container_name), codec.decode_spec(request.spec)
-        status = await self._containers.start(name, request.generation, spec)
+        ingress_port = codec.decode_ingress_port(request.ingress_port)
+        status = await self._containers.start(name, request.generation, spec, ingress_port)
         return container_service_pb2.StartContainerResponse(status=codec.encode_status(status))
 
     @answered

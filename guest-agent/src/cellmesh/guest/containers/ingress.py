@@ -1,0 +1,58 @@
+"""The way from the host into one generation of a container: a vsock port that leads to one of its own ports.
+
+It is that generation's alone: no other port leads there, and both it and all that came by it end with the generation.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from cellmesh.guest import vsock
+from cellmesh.guest.netns import NetworkNamespace
+
+CONNECTIONS = 128
+
+Listen = Callable[[int], socket.socket]
+
+
+class PortTaken(Exception):
+    """The port cannot be listened on."""
+
+
+class Ingress:
+    """Joins connections to `port`, from the host only, to `http_port` in the network namespace of the container."""
+
+    def __init__(self, port: int, http_port: int, listen: Listen) -> None:
+        self._port = port
+        self._http_port = http_port
+        self._listen = listen
+        self._relay: vsock.Relay | None = None
+        self._network: NetworkNamespace | None = None
+
+    def open(self) -> None:
+        """Listen, unless it does; raises PortTaken."""
+        if self._relay is not None:
+            return
+        try:
+            listener = self._listen(self._port)
+        except OSError as error:
+            raise PortTaken(f"port {self._port} of the guest's vsock: {error.strerror}") from error
+        self._relay = vsock.Relay(listener, self._dial, limit=CONNECTIONS, peer_cid=vsock.HOST_CID)
+        self._relay.start()
+
+    def lead_to(self, network: NetworkNamespace | None) -> None:
+        """Lead what comes from now on to a namespace, or nowhere."""
+        self._network = network
+
+    def close(self) -> None:
+        """Listen no more, and end every connection."""
+        self._network = None
+        if self._relay is not None:
+            self._relay.close()
+
+    def _dial(self) -> socket.socket:
+        network = self._network
+        if network is None:
+            raise ConnectionRefusedError
+        return network.connect(self._http_port)
