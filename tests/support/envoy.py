@@ -153,6 +153,14 @@ async def running_edge(
             edge.stack.callback(shutil.rmtree, directory)
 
 
+async def furnish(edge: EdgeUnderTest) -> None:
+    """Give Alice and Bob their containers."""
+    await edge.lead(f"{ALICE}/live", "alice-live")
+    await edge.lead(f"{ALICE}/dev", "alice-dev")
+    await edge.lead(f"{ALICE}/_notes", "alice-notes")
+    await edge.lead(f"{BOB}/live", "bob-live")
+
+
 def with_limits(**limits: object) -> Change:
     """Return the change that sets these limits."""
     return lambda options: replace(options, limits=replace(options.limits, **limits))

@@ -88,14 +88,14 @@ async def get(address: Address, path: str, *, method: str = "GET", body: bytes =
         return await answer(reader)
 
 
-async def say(address: Address, data: bytes) -> bytes:
+async def say(address: Address, data: bytes, *, seconds: float = SECONDS) -> bytes:
     """Send bytes, and return all that comes until the other side hangs up or falls silent."""
     async with connected(address) as (reader, writer):
         writer.write(data)
         got = b""
         try:
             while True:
-                async with asyncio.timeout(1.0 if got else SECONDS):
+                async with asyncio.timeout(1.0 if got else seconds):
                     data = await reader.read(65536)
                 if not data:
                     return got

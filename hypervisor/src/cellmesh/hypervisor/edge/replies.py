@@ -119,6 +119,24 @@ _REPLIES = (
         from_status=400,
     ),
     _Reply(
+        reason="METHOD_NOT_ALLOWED",
+        message="This method is not passed on. Use another.",
+        code="INVALID_ARGUMENT",
+        from_status=405,
+    ),
+    _Reply(
+        reason="HTTP_TOO_OLD",
+        message="HTTP/1.0 is not spoken here. Use HTTP/1.1 or HTTP/2.",
+        code="INVALID_ARGUMENT",
+        from_status=426,
+    ),
+    _Reply(
+        reason="ENCODING_UNKNOWN",
+        message="Bodies come chunked or with their length, in no other way. Send this one so.",
+        code="UNIMPLEMENTED",
+        from_status=501,
+    ),
+    _Reply(
         reason="UPGRADE_REFUSED",
         message="Only WebSockets are upgraded to. Ask without the upgrade.",
         code="INVALID_ARGUMENT",

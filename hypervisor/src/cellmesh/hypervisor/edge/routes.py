@@ -19,6 +19,8 @@ NAME_SIDECAR = "envoy.filters.http.header_to_metadata"
 _NAME = "[a-z][a-z0-9-]*"
 _BAD_REQUEST = 400
 _NOT_FOUND = 404
+_NOT_ALLOWED = 405
+_SECRETS = ("cookie", "authorization")
 _SIDECAR = f"%DYNAMIC_METADATA({NAME_SIDECAR}:name)%"
 
 
@@ -99,18 +101,26 @@ def _sidecar_route() -> Json:
 
 
 def _refusals() -> list[Json]:
-    """Return what is nobody's: an upgrade with a body, and parameters where a prefix is looked for."""
-    upgrade = {"name": "upgrade", "present_match": True}
+    """Return what is nobody's, whatever its path."""
     return [
-        # An app that does not upgrade would take the rest of the body for the next request.
-        *(
-            _refusal({"prefix": "/", "headers": [upgrade, {"name": name, "present_match": True}]}, _BAD_REQUEST)
-            for name in ("content-length", "transfer-encoding")
-        ),
+        # An app that does not upgrade would take the body for the next request.
+        _refusal({"prefix": "/", "headers": [_present("upgrade"), _present("content-length")]}, _BAD_REQUEST),
+        # An app that answers it shows scripts what the browser keeps from them.
+        _refusal({"prefix": "/", "headers": [{"name": ":method", "string_match": {"exact": "TRACE"}}]}, _NOT_ALLOWED),
+        # The authorizer would be shown another text than the one that was sent (CVE-2023-27488).
+        *(_refusal({"prefix": "/", "headers": [_present(name), _not_ascii(name)]}, _BAD_REQUEST) for name in _SECRETS),
         # Some apps take `/dev;x/` for `/dev/`.
         _refusal({"safe_regex": {"regex": "/(?i:dev|_|[.]cellmesh);.*"}}, _BAD_REQUEST),
         _refusal({"safe_regex": {"regex": "/_/[^/]*;.*"}}, _BAD_REQUEST),
     ]
+
+
+def _present(name: str) -> Json:
+    return {"name": name, "present_match": True}
+
+
+def _not_ascii(name: str) -> Json:
+    return {"name": name, "string_match": {"safe_regex": {"regex": "[ -~]*"}}, "invert_match": True}
 
 
 def _refusal(match: Json, status: int) -> Json:
