@@ -6,73 +6,11 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from simulator import Hub
-from support.hollow_images import hollow_container, hollow_guest
-from support.node import Node, node, short_directory
-
-SECONDS = 120.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """A hub of simulated VMs, and directories with images for a node on it."""
-
-    directory: Path
-    hub: Hub
-    image: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Return the environment in which the command finds the node."""
-        return {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.directory),
-            "CELLMESH_RUN_DIR": str(self.directory / "run"),
-            "CELLMESH_STATE_DIR": str(self.directory / "state"),
-            "CELLMESH_VMM": str(self.hub.binary),
-        }
-
-    async def spawn(self, *arguments: str) -> asyncio.subprocess.Process:
-        """Start the command with pipes to it."""
-        pipe = asyncio.subprocess.PIPE
-        argv = [sys.executable, "-m", "cellmesh.cli", *arguments]
-        return await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=pipe, env=self.environment)
-
-    async def run(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> bytes:
-        """Run the command to its end, check its exit code, and return what it prints."""
-        process = await self.spawn(*arguments)
-        async with asyncio.timeout(SECONDS):
-            stdout, stderr = await process.communicate(stdin)
-        assert process.returncode == code, stderr.decode()
-        return stdout
-
-
-@asynccontextmanager
-async def stage() -> AsyncIterator[Stage]:
-    """Set up a hub and images."""
-    with short_directory() as directory:
-        images = directory / "state" / "images"
-        images.mkdir(parents=True)
-        hollow_guest(images)
-        image = hollow_container(images)
-        async with Hub(directory / "hub") as hub:
-            yield Stage(directory=directory, hub=hub, image=image)
-
-
-async def runs(process_id: int) -> bool:
-    """Tell whether a process runs; one whose first parent is gone may stay a zombie until init looks."""
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+from support.cli_stage import SECONDS, Stage, interrupt, ready, runs, stage
+from support.node import Node, node
 
 
 @pytest.mark.asyncio
@@ -136,32 +74,15 @@ async def test_up_leaves_vms_running_and_stops_them_when_asked() -> None:
 
 async def _up_and_down(it: Stage) -> None:
     first = await it.spawn("up", "--json")
-    await _ready(first)
+    await ready(first)
     created = (await it.run("vm", "create", "--wait", "--json")).splitlines()
     vmm = json.loads(created[-1])["vm"]["vmm_pid"]
     await it.run("up", code=5)
-    assert await _interrupt(first) == 0
+    assert await interrupt(first) == 0
     assert await runs(vmm)
     second = await it.spawn("up", "--json", "--stop-vms")
-    await _ready(second)
+    await ready(second)
     listed = json.loads(await it.run("vm", "ls", "--json"))["vms"]
     assert [(vm["vmm_pid"], vm["state"]) for vm in listed] == [(vmm, "VM_STATE_RUNNING")]
-    assert await _interrupt(second) == 0
+    assert await interrupt(second) == 0
     assert not await runs(vmm)
-
-
-async def _ready(process: asyncio.subprocess.Process) -> None:
-    assert process.stdout is not None
-    assert process.stderr is not None
-    async with asyncio.timeout(SECONDS):
-        line = await process.stdout.readline()
-        assert line, (await process.stderr.read()).decode()
-    assert "ready" in json.loads(line)
-
-
-async def _interrupt(process: asyncio.subprocess.Process) -> int:
-    process.send_signal(signal.SIGINT)
-    async with asyncio.timeout(SECONDS):
-        await process.communicate()
-    assert process.returncode is not None
-    return process.returncode

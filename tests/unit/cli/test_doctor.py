@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cellmesh.cli.checks import Machine, Verdict, examine, host, kernel
+from cellmesh.cli.checks import Machine, Verdict, edge, examine, host, kernel
 from unit.cli.conftest import Cellmesh
 
 
@@ -22,6 +23,8 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(
         search_path="",
         vmm="cloud-hypervisor",
+        envoy="/nonexistent/envoy",
+        edge_listen="127.0.0.1:8443",
         run_dir=Path("/run/cellmesh"),
         state_dir=tmp_path / "state",
         uid=65534,
@@ -70,6 +73,36 @@ def test_the_vmm_is_judged_by_what_it_says(says: str, verdict: str, machine: Mac
     assert found["vmm"].verdict == verdict
     # A double needs no KVM, so that its absence is no longer fatal.
     assert found["kvm"].verdict == ("WARN" if "emulated" in says else "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict"),
+    [
+        ("envoy  version: 9e55/1.40.0/Clean/RELEASE/BoringSSL", "OK"),
+        ("envoy  version: 9e55/1.39.9/Clean/RELEASE/BoringSSL", "WARN"),
+        ("something else", "WARN"),
+    ],
+)
+def test_envoy_is_judged_by_what_it_says(says: str, verdict: str, machine: Machine, tmp_path: Path) -> None:
+    """An Envoy that is too old, or of no known version, is named as such; VMs run without it."""
+    envoy = program(tmp_path, "envoy", says)
+    assert edge.check_envoy(_with(machine, envoy=str(envoy))).verdict == verdict
+
+
+def test_envoy_is_found_where_it_was_installed(machine: Machine) -> None:
+    """Without a name the installed wheel's is taken, wherever PATH leads; a name that leads nowhere is a warning."""
+    assert edge.check_envoy(_with(machine, envoy="")).verdict is Verdict.OK
+    assert edge.check_envoy(machine).verdict is Verdict.WARN
+
+
+def test_an_address_that_is_taken_is_found_out(machine: Machine) -> None:
+    """Somebody else's port, and what is no address, warn with a way out; a free one is well."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        found = edge.check_edge_address(_with(machine, edge_listen=address))
+        assert (found.verdict, bool(found.fix)) == (Verdict.WARN, True)
+    assert edge.check_edge_address(_with(machine, edge_listen=address)).verdict is Verdict.OK
+    assert edge.check_edge_address(_with(machine, edge_listen="8443")).verdict is Verdict.WARN
 
 
 def test_a_device_that_is_not_kvm_is_found_out(machine: Machine) -> None:
@@ -128,7 +161,7 @@ def test_people_get_lines_with_the_command_that_helps(cellmesh: Cellmesh) -> Non
     lines = cellmesh("doctor").stdout.splitlines()
     checks = [line for line in lines if not line.startswith(" ")]
     assert {line.split()[0] for line in checks} <= {"OK", "WARN", "FAIL"}
-    assert len(checks) == 16
+    assert len(checks) == 18
 
 
 def _with(machine: Machine, **changes: object) -> Machine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
 
 
 class VmWatch:
-    """The VMs of a node, kept current by a watch that survives broken streams."""
+    """The VMs of a node, kept current by a watch that survives broken streams; `below` is shown with a live table."""
 
-    def __init__(self, node: Node, output: Output, *, is_live: bool) -> None:
+    def __init__(
+        self, node: Node, output: Output, *, is_live: bool, below: Callable[[], RenderableType] | None = None
+    ) -> None:
         self._is_live = is_live and output.is_terminal and not output.json
+        self._below = below
         self._node = node
         self._output = output
         self._token = b""
@@ -66,4 +70,9 @@ class VmWatch:
         return Live(get_renderable=self._table, console=self._output.console(), refresh_per_second=1)
 
     def _table(self) -> RenderableType:
-        return rich_table(render.VM_COLUMNS, [render.vm_row(vm) for vm in self.vms.values()])
+        vms = rich_table(render.VM_COLUMNS, [render.vm_row(vm) for vm in self.vms.values()])
+        if self._below is None:
+            return vms
+        from rich.console import Group
+
+        return Group(vms, "", self._below())

@@ -42,6 +42,10 @@ class Machine:
     """Directories with programs, as in PATH."""
     vmm: str
     """Name or path of the VMM's program."""
+    envoy: str
+    """Name or path of Envoy's program; empty for the installed one."""
+    edge_listen: str
+    """Where the edge is to listen, as `host:port`."""
     run_dir: Path
     state_dir: Path
     uid: int
@@ -56,6 +60,8 @@ class Machine:
         return cls(
             search_path=environment.get("PATH", ""),
             vmm=settings.vmm,
+            envoy=settings.envoy,
+            edge_listen=settings.edge_listen,
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,
             uid=os.geteuid(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cellmesh.cli.checks import host, kernel, programs
+from cellmesh.cli.checks import edge, host, kernel, programs
 from cellmesh.cli.checks.finding import Finding, Machine, Verdict
 
 
@@ -20,6 +20,8 @@ def examine(machine: Machine) -> list[Finding]:
         programs.check_program(machine, programs.MMDEBSTRAP, without_it=for_images),
         programs.check_program(machine, programs.MKFS_EROFS, without_it=for_images),
         programs.check_program(machine, programs.QEMU, without_it=Verdict.WARN),
+        edge.check_envoy(machine),
+        edge.check_edge_address(machine),
         kernel.check_cgroups(machine),
         kernel.check_user_namespaces(machine),
         host.check_space(machine),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +19,7 @@ from cellmesh.cli.invocation import run
 from cellmesh.cli.options import JsonOption
 from cellmesh.cli.output import Output
 from cellmesh.cli.settings import Settings
+from cellmesh.cli.up.edge import Edge, edge_options
 from cellmesh.cli.up.node import run_node
 from cellmesh.cli.up.process import is_answered
 
@@ -28,11 +31,27 @@ def up(
     build_image: Annotated[
         bool, typer.Option("--build-image", help="Build the guest image without asking, if there is none.")
     ] = False,
+    no_edge: Annotated[
+        bool, typer.Option("--no-edge", help="Without the edge: nobody reaches the containers by HTTP.")
+    ] = False,
+    edge_listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where the edge listens; CELLMESH_EDGE_LISTEN, else 127.0.0.1:8443."),
+    ] = None,
+    authorizer: Annotated[
+        Path | None,
+        typer.Option(metavar="SOCKET", help="Who is asked about each request; else edge/authz.sock in the run dir."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Run a node in the foreground and show its VMs; Ctrl-C stops the node and leaves its VMs running."""
 
-    def body(settings: Settings, output: Output) -> None:
+    def body(found: Settings, output: Output) -> None:
+        settings = replace(
+            found,
+            edge_listen="" if no_edge else edge_listen or found.edge_listen,
+            edge_authorizer=(authorizer or found.edge_authorizer).absolute(),
+        )
         if asyncio.run(is_answered(settings)):
             raise CliError(
                 f"A node answers on {settings.socket} already.",
@@ -42,7 +61,8 @@ def up(
             )
         _check_machine(settings, output)
         _ensure_image(settings, output, build_image=build_image)
-        asyncio.run(run_node(settings, output, stop_vms=stop_vms))
+        edge = None if no_edge else Edge(edge_options(settings), settings, output)
+        asyncio.run(run_node(settings, output, edge=edge, stop_vms=stop_vms))
 
     run(context, body, json_output=json_output)
 

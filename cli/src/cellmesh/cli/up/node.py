@@ -13,6 +13,7 @@ from cellmesh.cli.connection import STREAM_SECONDS, Node, connect, streaming
 from cellmesh.cli.lookup import all_vms
 from cellmesh.cli.output import Cell, Output
 from cellmesh.cli.settings import Settings
+from cellmesh.cli.up.edge import Edge
 from cellmesh.cli.up.process import HypervisorProcess
 from cellmesh.cli.watch import VmWatch
 
@@ -20,14 +21,20 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STOPPED = frozenset({vm_pb2.VM_STATE_STOPPED, vm_pb2.VM_STATE_DELETED, vm_pb2.VM_STATE_QUARANTINED})
 
 
-async def run_node(settings: Settings, output: Output, *, stop_vms: bool) -> None:
-    """Run the hypervisor until Ctrl-C; raises HypervisorError if it ends before."""
+async def run_node(settings: Settings, output: Output, *, edge: Edge | None, stop_vms: bool) -> None:
+    """Run the hypervisor and its edge until Ctrl-C; raises HypervisorError, EdgeError if one can't be had."""
     hypervisor = await HypervisorProcess.start(settings, os.environ)
     try:
         await hypervisor.ready()
-        _say_ready(settings, output, hypervisor)
         async with connect(settings.socket) as node:
-            await _serve(hypervisor, node, output)
+            try:
+                if edge is not None:
+                    await edge.start(os.environ)
+                _say_ready(settings, output, hypervisor, edge)
+                await _serve(hypervisor, node, output, edge)
+            finally:
+                if edge is not None:
+                    await edge.stop()
             if stop_vms:
                 await _stop_vms(node, output)
             remaining = [vm for vm in await all_vms(node) if vm.vmm_pid]
@@ -36,7 +43,7 @@ async def run_node(settings: Settings, output: Output, *, stop_vms: bool) -> Non
     _say_goodbye(output, remaining)
 
 
-async def _serve(hypervisor: HypervisorProcess, node: Node, output: Output) -> None:
+async def _serve(hypervisor: HypervisorProcess, node: Node, output: Output, edge: Edge | None) -> None:
     """Show the VMs until a signal asks to stop; raises HypervisorError if the hypervisor ends first."""
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -44,11 +51,15 @@ async def _serve(hypervisor: HypervisorProcess, node: Node, output: Output) -> N
         loop.add_signal_handler(number, asked.set)
     async with asyncio.TaskGroup() as tasks:
         owned = [
-            tasks.create_task(VmWatch(node, output, is_live=True).changes()),
             tasks.create_task(hypervisor.wait()),
             tasks.create_task(asked.wait()),
+            tasks.create_task(
+                VmWatch(node, output, is_live=True, below=None if edge is None else edge.table).changes()
+            ),
         ]
-        await asyncio.wait(owned[1:], return_when=asyncio.FIRST_COMPLETED)
+        if edge is not None:
+            owned.append(tasks.create_task(edge.keep()))
+        await asyncio.wait(owned[:2], return_when=asyncio.FIRST_COMPLETED)
         for task in owned:
             task.cancel()
     if not asked.is_set():
@@ -74,11 +85,14 @@ async def _stop_vms(node: Node, output: Output) -> None:
                 return
 
 
-def _say_ready(settings: Settings, output: Output, hypervisor: HypervisorProcess) -> None:
+def _say_ready(settings: Settings, output: Output, hypervisor: HypervisorProcess, edge: Edge | None) -> None:
     if output.json:
-        output.document({"ready": {"socket": str(settings.socket), "pid": hypervisor.pid, "log": str(hypervisor.log)}})
+        ready = {"socket": str(settings.socket), "pid": hypervisor.pid, "log": str(hypervisor.log)}
+        output.document({"ready": {**ready, **({} if edge is None else {"edge": edge.document()})}})
         return
     output.styled(Cell(text="The node is ready:", style="green"), Cell(text=str(settings.socket)))
+    if edge is not None:
+        edge.tell()
     output.note(f"Its log is {hypervisor.log}. Create a VM with `cellmesh vm create --wait`; Ctrl-C stops the node.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +12,16 @@ from cellmesh.api.hypervisor.v1 import node_service_pb2
 from cellmesh.cli.connection import connect
 from cellmesh.cli.errors import CliError, ExitCode, NoNodeError
 from cellmesh.cli.refusal import is_broken_stream
-from cellmesh.cli.settings import RUN_DIR_VARIABLE, STATE_DIR_VARIABLE, VMM_VARIABLE, Settings
-from cellmesh.cli.text import printable
+from cellmesh.cli.settings import (
+    EDGE_AUTHORIZER_VARIABLE,
+    EDGE_LISTEN_VARIABLE,
+    RUN_DIR_VARIABLE,
+    STATE_DIR_VARIABLE,
+    VMM_VARIABLE,
+    Settings,
+)
+from cellmesh.cli.up.child import last_words
 
-_LOG_LINES = 20
-_LOG_BYTES = 16 * 1024
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 # It hands its VMs over to nobody, so it has little to do; what takes longer hangs.
@@ -35,7 +39,7 @@ class HypervisorProcess:
 
     @classmethod
     async def start(cls, settings: Settings, environment: Mapping[str, str]) -> Self:
-        """Start the hypervisor with the directories of `settings`."""
+        """Start the hypervisor with what `settings` say in place of `environment`."""
         for directory in (settings.run_dir, settings.state_dir):
             # The uids of VMs have to pass through both; what is private in them is 0700 or 0600 itself.
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -55,6 +59,8 @@ class HypervisorProcess:
                     RUN_DIR_VARIABLE: str(settings.run_dir),
                     STATE_DIR_VARIABLE: str(settings.state_dir),
                     VMM_VARIABLE: settings.vmm,
+                    EDGE_LISTEN_VARIABLE: settings.edge_listen,
+                    EDGE_AUTHORIZER_VARIABLE: str(settings.edge_authorizer),
                 },
             )
         return cls(process, settings, log)
@@ -96,10 +102,7 @@ class HypervisorProcess:
             await self._process.wait()
 
     def _failure(self, what: str) -> CliError:
-        with self.log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
-            lines = file.read().decode("utf-8", "backslashreplace").splitlines()[-_LOG_LINES:]
-        return HypervisorError(what, f"Read all of its log in {self.log}.", tuple(map(printable, lines)))
+        return HypervisorError(what, f"Read all of its log in {self.log}.", last_words(self.log))
 
 
 async def is_answered(settings: Settings) -> bool:
