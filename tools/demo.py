@@ -1,4 +1,4 @@
-"""The demo: a real microVM with two containers, from nothing to cleaned up, each step timed.
+"""The demo: a real microVM with two containers and their pages, from nothing to cleaned up, each step timed.
 
 `make demo` runs it as root. It works in directories of its own below /var/tmp, keeps what images are built from in the
 shared cache, and writes build/demo.json. It ends with `DEMO OK`, or with `DEMO FAILED: …` and the last words of guest
@@ -16,9 +16,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from demo_edge import Browser, authenticator, free_address
 from demo_node import Cellmesh, DemoError, kill_all_of
 from demo_vmm import choose_vmm, install, label_of
 
@@ -50,6 +52,8 @@ class Demo:
         self.cellmesh = cellmesh
         self.steps: list[Step] = []
         self.timeline: list[dict[str, object]] = []
+        self.user = str(uuid.uuid4())
+        self.browser = Browser(f"https://{cellmesh.edge_listen}", cellmesh.state_dir / "edge-authority.pem", self.user)
         self._images: dict[str, str] = {}
         self._vm = ""
 
@@ -68,7 +72,7 @@ class Demo:
         self.step("build and import the example images", self._import_examples)
         start = time.monotonic()
         print("▸ start the node …", flush=True)
-        with self.cellmesh.node():
+        with self.cellmesh.node(), self._authorizer():
             self.steps.append(Step(name="start the node", seconds=round(time.monotonic() - start, 3), note=""))
             self.step("create a user's VM and boot it", self._create)
             self.step("probe it layer by layer", self._health)
@@ -78,6 +82,11 @@ class Demo:
             self.step("read their logs", self._logs)
             self.step("hog memory in one, ask the other", self._hog)
             self.step("recycle the VM", self._recycle)
+            self.step("open the live page through the edge", lambda: self.browser.look("live"))
+            self.step("open the dev page through the edge", lambda: self.browser.look("dev"))
+            self.step("turn away who has not signed in", self.browser.look_without_session)
+            self.step("promote dev to live, and roll back", self._promote)
+            self.step("stop the VM, and let a request start it", self._wake)
             self.step("delete the VM", self._delete)
             start = time.monotonic()
             print("▸ stop the node …", flush=True)
@@ -94,7 +103,7 @@ class Demo:
         return ", ".join(f"{name} {digest[:19]}" for name, digest in self._images.items())
 
     def _create(self) -> str:
-        arguments = ("--user", str(uuid.uuid4()), "--memory", MEMORY, "--wait", "--timeout", BOOT_TIMEOUT)
+        arguments = ("--user", self.user, "--memory", MEMORY, "--wait", "--timeout", BOOT_TIMEOUT)
         *events, last = self.cellmesh.objects("vm", "create", *arguments)
         self._vm = str(field(last, "vm", "vm_id"))
         self.timeline = [{"elapsed_ms": event["elapsed_ms"], "state": _state(event)} for event in events]
@@ -170,6 +179,28 @@ class Demo:
         assert isinstance(containers, list)
         return sum(container["status"]["health"] == "HEALTH_STATUS_SERVING" for container in containers)
 
+    def _promote(self) -> str:
+        taken = []
+        for container in ("sandbox-dev", "sandbox-live"):
+            switched = self.cellmesh.objects("route", "switch", self._vm, "/", container)[0]
+            taken.append(f"{field(switched, 'elapsed_ms')} ms")
+            if (answered := self.browser.served_by("/")) != container:
+                raise DemoError(f"/ was switched to {container} and is answered by {answered}.")
+        return f"switched in {taken[0]}, back in {taken[1]}, each until the edge served it"
+
+    def _wake(self) -> str:
+        self.cellmesh.run("vm", "stop", self._vm, "--wait", "--timeout", BOOT_TIMEOUT)
+        return self.browser.wake()
+
+    def _authorizer(self) -> AbstractContextManager[None]:
+        edge = self.cellmesh.ready["edge"]
+        return authenticator(Path(edge["authorizer"]), self.cellmesh.run_dir / "authenticator.log", gid=edge["gid"])
+
+    def addresses(self) -> dict[str, str]:
+        """Return where a browser finds the pages while the demo runs."""
+        link = self.browser.address
+        return {"sign in": self.browser.sign_in_link, "live": f"{link}/", "dev": f"{link}/dev/"}
+
     def _delete(self) -> str:
         self.cellmesh.run("vm", "delete", self._vm, "--wait", "--timeout", BOOT_TIMEOUT)
         if field(self.cellmesh.objects("vm", "ls")[0], "vms"):
@@ -201,12 +232,15 @@ def report(label: str, demo: Demo, failure: str) -> None:
     for step in demo.steps:
         print(f"{step.name:<40} {step.seconds:>9.2f}")
     print(f"{'all':<40} {sum(step.seconds for step in demo.steps):>9.2f}\n{label}")
+    for name, address in demo.addresses().items():
+        print(f"{name:<8} {address}")
     document = {
         "ok": not failure,
         "failure": failure,
         "label": label,
         "vmm": demo.cellmesh.environment["CELLMESH_VMM"],
         "boot_timeline": demo.timeline,
+        "addresses": demo.addresses(),
         "steps": [asdict(step) for step in demo.steps],
     }
     REPORT.parent.mkdir(exist_ok=True)
@@ -229,7 +263,7 @@ def main() -> int:
         vmm = choose_vmm(home)
         label = label_of(vmm)
         print(f"{vmm}: {label}", flush=True)
-        demo = Demo(Cellmesh(home, vmm))
+        demo = Demo(Cellmesh(home, vmm, edge_listen=free_address()))
         try:
             demo.run()
         except (DemoError, subprocess.SubprocessError) as error:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 READY_SECONDS = 90.0
 STOP_SECONDS = 120.0
@@ -24,15 +26,19 @@ class DemoError(Exception):
 class Cellmesh:
     """The `cellmesh` command with run and state directories of the demo's own."""
 
-    def __init__(self, home: Path, vmm: str) -> None:
+    def __init__(self, home: Path, vmm: str, *, edge_listen: str = "") -> None:
         self.home = home
         self.run_dir = home / "run"
         self.state_dir = home / "state"
+        self.edge_listen = edge_listen
+        self.ready: dict[str, Any] = {}
+        """What the node said of itself when it was ready."""
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CELLMESH_")},
             "CELLMESH_RUN_DIR": str(self.run_dir),
             "CELLMESH_STATE_DIR": str(self.state_dir),
             "CELLMESH_VMM": vmm,
+            **({"CELLMESH_EDGE_LISTEN": edge_listen} if edge_listen else {}),
         }
         self.state_dir.mkdir(mode=0o755, parents=True)
 
@@ -66,12 +72,12 @@ class Cellmesh:
 
     @contextmanager
     def node(self) -> Iterator[None]:
-        """Run a node; afterwards no process of it or of its VMs is left."""
+        """Run a node, with its edge if it was told where; afterwards no process of it or of its VMs is left."""
         process = subprocess.Popen(
-            self.argv("up", "--stop-vms", "--json"),
+            self.argv("up", "--stop-vms", "--json", *([] if self.edge_listen else ["--no-edge"])),
             env=self.environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -91,12 +97,18 @@ class Cellmesh:
             kill_all_of(self.run_dir)
 
     def _await_ready(self, process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while self.try_run("node", "show", "--json", timeout=30).returncode != 0:
-            if process.poll() is not None:
-                raise DemoError(f"The node did not start: {said_in(process.stderr.read() if process.stderr else '')}")
-            if time.monotonic() > deadline:
-                raise DemoError(f"The node is not ready after {READY_SECONDS:g} s.")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        ready, _, _ = select.select([process.stdout], [], [], READY_SECONDS)
+        if not ready:
+            raise DemoError(f"The node is not ready after {READY_SECONDS:g} s.")
+        # It says one line when it is ready, and then one for each change, which nobody needs to read.
+        line = process.stdout.readline()
+        if not line:
+            process.wait(STOP_SECONDS)
+            raise DemoError(f"The node did not start: {said_in(process.stderr.read())}")
+        self.ready = json.loads(line)["ready"]
+        threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
 
     def _stop(self, process: subprocess.Popen[str]) -> None:
         if process.poll() is None:
@@ -106,6 +118,11 @@ class Cellmesh:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _drain(stream: TextIO) -> None:
+    for _ in stream:
+        pass
 
 
 def said_in(stderr: str) -> str:
@@ -130,8 +147,8 @@ def kill_all_of(run_dir: Path) -> None:
 
 
 def last_words(home: Path) -> None:
-    """Print the ends of the guests' consoles and of the hypervisor's log."""
-    for path in (*home.glob("*/vm/*/console.log"), *home.glob("**/hypervisor.log")):
+    """Print the ends of the guests' consoles and of the node's logs."""
+    for path in (*home.glob("*/vm/*/console.log"), *home.glob("run/*.log"), *home.glob("run/edge/*.log")):
         lines = path.read_text(errors="backslashreplace").splitlines()[-LAST_LINES:]
         print(f"--- the end of {path}")
         for line in lines:
