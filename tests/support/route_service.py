@@ -28,6 +28,7 @@ class Routes(route_service_pb2_grpc.RouteServiceServicer):
     answer: route_service_pb2.ActivateRouteResponse = field(default_factory=route_service_pb2.ActivateRouteResponse)
     asked: list[tuple[str, str]] = field(default_factory=list)
     callers: set[Caller | None] = field(default_factory=set)
+    traceparents: list[str] = field(default_factory=list)
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ActivateRoute(
@@ -36,6 +37,7 @@ class Routes(route_service_pb2_grpc.RouteServiceServicer):
         """Answer once."""
         self.asked.append((request.user_id, request.prefix))
         self.callers.add(caller())
+        self.traceparents.append(dict(context.invocation_metadata()).get("traceparent", ""))
         self.entered.set()
         await self.behave()
         return self.answer
