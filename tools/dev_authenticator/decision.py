@@ -75,9 +75,10 @@ def decide(request: Request, users: frozenset[str] = frozenset()) -> Decision:
     for name in ("cookie", "authorization"):
         if not _PRINTABLE.fullmatch(request.headers.get(name, "")):
             return _bad(f"The header {name} has characters that no header may have. Send printable ASCII.")
-    where = urlsplit(request.path)
-    if where.path == SIGN_IN:
-        return _sign_in(request, where.query, users)
+    # As it stands: a URL's parser takes the beginning of `//host/...` for a host.
+    path, _, query = request.path.partition("?")
+    if path == SIGN_IN:
+        return _sign_in(request, query, users)
     said = _who(request)
     if isinstance(said, Refused):
         return said
