@@ -18,6 +18,7 @@ from cellmesh.api.hypervisor.v1 import (
     container_service_pb2,
     event_service_pb2,
     node_service_pb2,
+    route_service_pb2,
     vm_pb2,
     vm_service_pb2,
 )
@@ -35,6 +36,7 @@ HOST = tuple(
         vm_service_pb2.DESCRIPTOR,
         container_service_pb2.DESCRIPTOR,
         event_service_pb2.DESCRIPTOR,
+        route_service_pb2.DESCRIPTOR,
         node_service_pb2.DESCRIPTOR,
     )
 )
@@ -73,6 +75,9 @@ class Cells:
             "boot_id": lambda: guest.boot_id,
             "epoch": lambda: vm.epoch,
             "container_name": lambda: NAME,
+            "prefix": lambda: "/",
+            "generation": lambda: 0,
+            "expected_revision": lambda: 0,
             "image": lambda: self.image,
             "guest_image": lambda: vm.spec.guest_image,
             "page_token": lambda: "",

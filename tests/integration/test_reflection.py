@@ -14,6 +14,7 @@ import pytest
 
 from simulator import Hub
 from support import reflection_client
+from support.fake_envoy import fake_admin, fake_envoy
 from support.hollow_images import hollow_container, hollow_guest
 from support.node import SECONDS, Node, node, short_directory
 
@@ -42,6 +43,14 @@ SERVICES = {
     },
     f"{OURS}.EventService": {"ListEvents", "WatchEvents"},
     f"{OURS}.NodeService": {"GetNode", "DrainNode"},
+    f"{OURS}.RouteService": {
+        "GetRoute",
+        "ListRoutes",
+        "SwitchRoute",
+        "WatchRoutes",
+        "WatchTraffic",
+        "ActivateRoute",
+    },
 }
 STANDARD = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "grpc.channelz.v1.Channelz"}
 SCRIPT = Path(reflection_client.__file__)
@@ -71,6 +80,7 @@ def calls_of_every_method(vm_id: str, user_id: str, image: str) -> list[dict[str
     """Write a call that succeeds for every RPC of ours, streams included, in an order in which it does."""
     vm, box = {"vmId": vm_id}, {"vmId": vm_id, "containerName": "sandbox-live"}
     open_ = {**box, "execId": str(uuid.uuid4()), "argv": ["echo", "hello"]}
+    route = {**vm, "prefix": "/"}
 
     def mutation(**fields: object) -> dict[str, Any]:
         return {"requestId": str(uuid.uuid4()), **fields}
@@ -85,6 +95,12 @@ def calls_of_every_method(vm_id: str, user_id: str, image: str) -> list[dict[str
             ("VmService/CheckVmHealth", 1, vm),
             ("ContainerService/StartContainer", 1, mutation(**box, spec={"image": image})),
             ("ContainerService/GetContainer", 1, box),
+            ("RouteService/GetRoute", 1, route),
+            ("RouteService/ListRoutes", 1, vm),
+            ("RouteService/SwitchRoute", 1, mutation(**route, target={"containerName": "sandbox-live"})),
+            ("RouteService/WatchRoutes", 3, vm),
+            ("RouteService/WatchTraffic", 1, vm),
+            ("RouteService/ActivateRoute", 1, {"userId": user_id, "prefix": "/"}),
             ("ContainerService/ListContainers", 1, vm),
             ("ContainerService/GetStats", 1, box),
             ("ContainerService/Exec", 9, {"input": {"open": open_}}, {"input": {"stdin": {"eof": True}}}),
@@ -112,7 +128,9 @@ async def test_a_client_without_stubs_calls_every_rpc() -> None:
         image = hollow_container(images)
         async with Hub(directory / "hub") as hub, node(directory, hub.binary) as it:
             vm = await it.running()
-            told = await ask(it, *calls_of_every_method(vm.vm_id, vm.user_id, image))
+            edge, counters = it.run_dir / "edge", {f"cluster.{vm.user_id}/live.upstream_rq_completed": 7}
+            async with fake_envoy(edge / "edge.sock"), fake_admin(edge / "admin.sock", counters):
+                told = await ask(it, *calls_of_every_method(vm.vm_id, vm.user_id, image))
     assert {name: set(methods) for name, methods in told["services"].items() if name.startswith(OURS)} == SERVICES
     everything = {f"{name}/{method}" for name, methods in SERVICES.items() for method in methods}
     assert {each["method"] for each in told["calls"]} == everything
@@ -120,6 +138,8 @@ async def test_a_client_without_stubs_calls_every_rpc() -> None:
     by_method = {each["method"].rpartition(".")[2]: each["answers"] for each in told["calls"]}
     assert by_method["VmService/GetVm"][0]["vm"]["vmId"] == vm.vm_id
     assert by_method["ContainerService/Exec"][-1]["output"]["exited"] == {"stdoutLength": "6"}
+    assert by_method["RouteService/SwitchRoute"][0]["route"]["state"] == "ROUTE_STATE_SERVING"
+    assert by_method["RouteService/WatchTraffic"][0]["traffic"][0]["requests"] == "7"
     assert any("event" in answer for answer in by_method["EventService/WatchEvents"])
 
 

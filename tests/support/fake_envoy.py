@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,3 +96,23 @@ async def fake_envoy(socket: Path) -> AsyncIterator[FakeEnvoy]:
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+
+@asynccontextmanager
+async def fake_admin(socket: Path, counters: Mapping[str, int]) -> AsyncIterator[None]:
+    """Answer at Envoy's admin socket with these counters, whatever is asked."""
+    body = json.dumps({"stats": [{"name": name, "value": value} for name, value in counters.items()]}).encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, socket)
+    try:
+        yield
+    finally:
+        server.close()
+        await server.wait_closed()
+        socket.unlink()

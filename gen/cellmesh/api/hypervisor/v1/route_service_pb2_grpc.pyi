@@ -56,7 +56,7 @@ class RouteServiceStub:
     Callers: operator, auth, service.
     Idempotent: a repeated `request_id` returns the first answer.
     Errors: NOT_FOUND/VM_NOT_FOUND, NOT_FOUND/ROUTE_NOT_FOUND, NOT_FOUND/CONTAINER_NOT_FOUND,
-    FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/GENERATION_NOT_FOUND, FAILED_PRECONDITION/ROUTE_REFUSED,
+    NOT_FOUND/GENERATION_NOT_FOUND, FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/ROUTE_REFUSED,
     ABORTED/ROUTE_CHANGED, UNAVAILABLE/EDGE_UNREACHABLE, INVALID_ARGUMENT/REQUEST_ID_REUSED.
     """
     WatchRoutes: _grpc.UnaryStreamMultiCallable[_route_service_pb2.WatchRoutesRequest, _route_service_pb2.WatchRoutesResponse]
@@ -110,7 +110,7 @@ class RouteServiceAsyncStub(RouteServiceStub):
     Callers: operator, auth, service.
     Idempotent: a repeated `request_id` returns the first answer.
     Errors: NOT_FOUND/VM_NOT_FOUND, NOT_FOUND/ROUTE_NOT_FOUND, NOT_FOUND/CONTAINER_NOT_FOUND,
-    FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/GENERATION_NOT_FOUND, FAILED_PRECONDITION/ROUTE_REFUSED,
+    NOT_FOUND/GENERATION_NOT_FOUND, FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/ROUTE_REFUSED,
     ABORTED/ROUTE_CHANGED, UNAVAILABLE/EDGE_UNREACHABLE, INVALID_ARGUMENT/REQUEST_ID_REUSED.
     """
     WatchRoutes: _aio.UnaryStreamMultiCallable[_route_service_pb2.WatchRoutesRequest, _route_service_pb2.WatchRoutesResponse]  # type: ignore[assignment]
@@ -179,7 +179,7 @@ class RouteServiceServicer(metaclass=_abc_1.ABCMeta):
         Callers: operator, auth, service.
         Idempotent: a repeated `request_id` returns the first answer.
         Errors: NOT_FOUND/VM_NOT_FOUND, NOT_FOUND/ROUTE_NOT_FOUND, NOT_FOUND/CONTAINER_NOT_FOUND,
-        FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/GENERATION_NOT_FOUND, FAILED_PRECONDITION/ROUTE_REFUSED,
+        NOT_FOUND/GENERATION_NOT_FOUND, FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/ROUTE_REFUSED,
         ABORTED/ROUTE_CHANGED, UNAVAILABLE/EDGE_UNREACHABLE, INVALID_ARGUMENT/REQUEST_ID_REUSED.
         """
 
