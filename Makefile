@@ -31,7 +31,7 @@ $(VENV)/.ready: pyproject.toml hatch_build.py constraints.txt $(wildcard */pypro
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: setup ## boot a real microVM, run two containers in it, clean up
+demo: setup ## boot a real microVM, run two containers in it, open their pages, clean up
 	$(AS_ROOT) $(BIN)/python tools/demo.py
 
 test: setup ## every test, real guests included
