@@ -13,13 +13,20 @@ import pytest
 import pytest_asyncio
 
 from cellmesh.api.guest.v1 import guest_service_pb2
-from cellmesh.api.hypervisor.v1 import vm_pb2, vm_service_pb2
+from cellmesh.api.hypervisor.v1 import (
+    route_pb2,
+    route_service_pb2,
+    route_service_pb2_grpc,
+    vm_pb2,
+    vm_service_pb2,
+)
 from cellmesh.hypervisor import failpoints
 from cellmesh.hypervisor.vmm import sweep
 from cellmesh.hypervisor.vmm.layout import short
 from cellmesh.mesh.errors import Code, MeshError
 from simulator import Hub, SimulatedGuest
 from simulator.servicers import GuestServicer
+from support.fake_envoy import fake_envoy
 from support.hollow_images import hollow_container, hollow_guest
 from support.node import SECONDS, Node, node, short_directory
 
@@ -84,6 +91,7 @@ class Life:
         # To die while starting a VM is our fault, not the VM's: its policy is not asked.
         assert (await self._reach(vm_pb2.VM_STATE_RUNNING)).restart_count == 0
         await self._survive(lambda: self._it.start_container(self.vm_id, self._scene.image))
+        await self._switch()
         await self._wish("Recycle")
         await self._reach(vm_pb2.VM_STATE_RUNNING, epoch=2)
         await self._wish("Stop")
@@ -92,6 +100,21 @@ class Life:
         await self._reach(vm_pb2.VM_STATE_RUNNING, epoch=3)
         await self._wish("Delete")
         await self._survive(self._gone)
+
+    async def _switch(self) -> None:
+        """Lead the live route to the container, twice with one request, for an edge that is there."""
+        target = route_pb2.RouteTarget(container_name="app")
+        request = route_service_pb2.SwitchRouteRequest(
+            request_id=str(uuid.uuid4()), vm_id=self.vm_id, prefix="/", target=target
+        )
+
+        async def switch() -> route_pb2.Route:
+            async with fake_envoy(self._it.run_dir / "edge" / "edge.sock"):
+                return (await route_service_pb2_grpc.RouteServiceStub(self._it.channel).SwitchRoute(request)).route
+
+        route = await self._survive(switch)
+        assert (route.target, route.revision) == (target, 2)
+        assert await self._survive(switch) == route
 
     async def _wish(self, verb: str) -> None:
         """Wish something twice; an answer that was lost is asked for again in between."""
