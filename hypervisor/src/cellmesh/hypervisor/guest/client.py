@@ -1,9 +1,9 @@
-"""Calls to agents: one lazy connection per boot of a VM, each with its own breaker; every answer is checked."""
+"""Calls to agents: one connection per boot of a VM for as long as it is used; every answer is checked."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,14 +29,19 @@ from cellmesh.mesh.errors import InvalidAnswer, MeshError
 _STOP_MARGIN = timedelta(seconds=15)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# A connection takes 40 KB, and the next one no longer than a call: few are kept for nobody.
+MOST_IDLE = 32
+
+
+@dataclass(slots=True, kw_only=True)
 class _Line:
-    """A connection to one boot of a guest."""
+    """A connection to one boot of a guest, and how many calls are on it."""
 
     epoch: int
     channel: MeshChannel
     guest: guest_service_pb2_grpc.GuestServiceAsyncStub
     containers: container_service_pb2_grpc.GuestContainerServiceAsyncStub
+    calls: int = 0
 
 
 class GuestClient:
@@ -59,106 +64,121 @@ class GuestClient:
 
     async def info(self, vm_id: str, epoch: int, *, within: timedelta) -> guest_service_pb2.GetInfoResponse:
         """Return what the agent knows of itself."""
-        line = await self._line(vm_id, epoch)
-        try:
-            return await line.guest.GetInfo(guest_service_pb2.GetInfoRequest(), timeout=within.total_seconds())
-        except MeshError as error:
-            raise translated(error, vm_id=vm_id) from error
+        async with self._line(vm_id, epoch) as line:
+            try:
+                return await line.guest.GetInfo(guest_service_pb2.GetInfoRequest(), timeout=within.total_seconds())
+            except MeshError as error:
+                raise translated(error, vm_id=vm_id) from error
 
     async def shutdown(self, vm_id: str, epoch: int, *, grace: timedelta) -> None:
         """Ask the guest to stop its containers, each within its grace, and to power off."""
-        line = await self._line(vm_id, epoch)
-        request = guest_service_pb2.ShutdownRequest(epoch=epoch, grace=_duration(grace))
-        try:
-            await line.guest.Shutdown(request, timeout=(grace + _STOP_MARGIN).total_seconds())
-        except MeshError as error:
-            raise translated(error, vm_id=vm_id) from error
+        async with self._line(vm_id, epoch) as line:
+            request = guest_service_pb2.ShutdownRequest(epoch=epoch, grace=_duration(grace))
+            try:
+                await line.guest.Shutdown(request, timeout=(grace + _STOP_MARGIN).total_seconds())
+            except MeshError as error:
+                raise translated(error, vm_id=vm_id) from error
 
     async def start_container(self, epoch: int, container: Container) -> ContainerStatus:
         """Start a generation of a container and return how it is then."""
-        line = await self._line(container.vm_id, epoch)
-        request = container_service_pb2.StartContainerRequest(
-            epoch=epoch,
-            container_name=container.name,
-            generation=container.generation,
-            spec=container_pb2.ContainerSpec.FromString(container.spec.document),
-            ingress_port=container.ingress_port,
-        )
-        try:
-            answer = await line.containers.StartContainer(
-                request, timeout=(container.spec.stop_grace + 2 * _STOP_MARGIN).total_seconds()
+        async with self._line(container.vm_id, epoch) as line:
+            request = container_service_pb2.StartContainerRequest(
+                epoch=epoch,
+                container_name=container.name,
+                generation=container.generation,
+                spec=container_pb2.ContainerSpec.FromString(container.spec.document),
+                ingress_port=container.ingress_port,
             )
-            return decode.answer(answer.status, name=container.name, generation=container.generation)
-        except MeshError as error:
-            raise translated(error, vm_id=container.vm_id, name=container.name) from error
+            try:
+                answer = await line.containers.StartContainer(
+                    request, timeout=(container.spec.stop_grace + 2 * _STOP_MARGIN).total_seconds()
+                )
+                return decode.answer(answer.status, name=container.name, generation=container.generation)
+            except MeshError as error:
+                raise translated(error, vm_id=container.vm_id, name=container.name) from error
 
     async def stop_container(self, epoch: int, container: Container) -> ContainerStatus:
         """Stop a container and return how it is then."""
-        line = await self._line(container.vm_id, epoch)
-        request = container_service_pb2.StopContainerRequest(epoch=epoch, container_name=container.name)
-        try:
-            answer = await line.containers.StopContainer(
-                request, timeout=(container.spec.stop_grace + _STOP_MARGIN).total_seconds()
-            )
-            return decode.answer(answer.status, name=container.name, generation=None)
-        except MeshError as error:
-            raise translated(error, vm_id=container.vm_id, name=container.name) from error
+        async with self._line(container.vm_id, epoch) as line:
+            request = container_service_pb2.StopContainerRequest(epoch=epoch, container_name=container.name)
+            try:
+                answer = await line.containers.StopContainer(
+                    request, timeout=(container.spec.stop_grace + _STOP_MARGIN).total_seconds()
+                )
+                return decode.answer(answer.status, name=container.name, generation=None)
+            except MeshError as error:
+                raise translated(error, vm_id=container.vm_id, name=container.name) from error
 
     async def claims(self, vm_id: str, epoch: int, within: timedelta) -> Sequence[Claim]:
         """Return what the agent says of each container now."""
-        line = await self._line(vm_id, epoch)
-        request = container_service_pb2.ListContainersRequest()
-        try:
-            answer = await line.containers.ListContainers(request, timeout=within.total_seconds())
-            return decode.listed(answer.containers)
-        except MeshError as error:
-            raise translated(error, vm_id=vm_id) from error
+        async with self._line(vm_id, epoch) as line:
+            request = container_service_pb2.ListContainersRequest()
+            try:
+                answer = await line.containers.ListContainers(request, timeout=within.total_seconds())
+                return decode.listed(answer.containers)
+            except MeshError as error:
+                raise translated(error, vm_id=vm_id) from error
 
     async def stats(self, vm_id: str, epoch: int, name: str) -> container_pb2.ContainerStats:
         """Return what a container uses, as its agent says."""
-        line = await self._line(vm_id, epoch)
-        try:
-            answer = await line.containers.GetStats(container_service_pb2.GetStatsRequest(container_name=name))
-            if answer.stats.container_name != name:
-                raise InvalidAnswer(f"The agent was asked for container {name} and answered for another.")
-        except MeshError as error:
-            raise translated(error, vm_id=vm_id, name=name) from error
-        return answer.stats
+        async with self._line(vm_id, epoch) as line:
+            try:
+                answer = await line.containers.GetStats(container_service_pb2.GetStatsRequest(container_name=name))
+                if answer.stats.container_name != name:
+                    raise InvalidAnswer(f"The agent was asked for container {name} and answered for another.")
+            except MeshError as error:
+                raise translated(error, vm_id=vm_id, name=name) from error
+            return answer.stats
 
     async def exec(
         self, vm_id: str, epoch: int, name: str, frames: AsyncIterator[exec_pb2.ExecInput]
     ) -> AsyncGenerator[exec_pb2.ExecOutput, None]:
         """Pass the frames of a command both ways; each side waits for the other."""
-        line = await self._line(vm_id, epoch)
-        requests = (container_service_pb2.ExecRequest(input=frame) async for frame in frames)
-        answers: Any = line.containers.Exec(requests)
-        async with aclosing(_translated(answers, vm_id, name)) as outputs:
-            async for answer in outputs:
-                yield answer.output
+        async with self._line(vm_id, epoch) as line:
+            requests = (container_service_pb2.ExecRequest(input=frame) async for frame in frames)
+            answers: Any = line.containers.Exec(requests)
+            async with aclosing(_translated(answers, vm_id, name)) as outputs:
+                async for answer in outputs:
+                    yield answer.output
 
     async def logs(
         self, vm_id: str, epoch: int, request: container_service_pb2.StreamLogsRequest
     ) -> AsyncGenerator[container_service_pb2.StreamLogsResponse, None]:
         """Pass on a container's output."""
-        line = await self._line(vm_id, epoch)
-        answers: Any = line.containers.StreamLogs(request)
-        async with aclosing(_translated(answers, vm_id, request.container_name)) as outputs:
-            async for answer in outputs:
-                yield answer
+        async with self._line(vm_id, epoch) as line:
+            answers: Any = line.containers.StreamLogs(request)
+            async with aclosing(_translated(answers, vm_id, request.container_name)) as outputs:
+                async for answer in outputs:
+                    yield answer
 
-    async def _line(self, vm_id: str, epoch: int) -> _Line:
-        line = self._lines.get(vm_id)
-        if line is None or line.epoch != epoch:
+    @asynccontextmanager
+    async def _line(self, vm_id: str, epoch: int) -> AsyncIterator[_Line]:
+        """Lend the connection to a boot of a VM."""
+        found = self._lines.pop(vm_id, None)
+        line = found if found is not None and found.epoch == epoch else self._dial(vm_id, epoch)
+        self._lines[vm_id] = line  # the last one in the order of use
+        line.calls += 1
+        try:
+            if found is not None and found is not line:
+                await found.channel.close()
+            yield line
+        finally:
+            line.calls -= 1
+            await self._hang_up_idle()
+
+    def _dial(self, vm_id: str, epoch: int) -> _Line:
+        channel = guest_channel(self._socket(vm_id, epoch), vm_id=vm_id)
+        return _Line(
+            epoch=epoch,
+            channel=channel,
+            guest=guest_service_pb2_grpc.GuestServiceStub(channel),
+            containers=container_service_pb2_grpc.GuestContainerServiceStub(channel),
+        )
+
+    async def _hang_up_idle(self) -> None:
+        idle = [vm_id for vm_id, line in self._lines.items() if not line.calls] if len(self._lines) > MOST_IDLE else []
+        for vm_id in idle[: max(0, len(idle) - MOST_IDLE)]:
             await self.hang_up(vm_id)
-            channel = guest_channel(self._socket(vm_id, epoch), vm_id=vm_id)
-            line = _Line(
-                epoch=epoch,
-                channel=channel,
-                guest=guest_service_pb2_grpc.GuestServiceStub(channel),
-                containers=container_service_pb2_grpc.GuestContainerServiceStub(channel),
-            )
-            self._lines[vm_id] = line
-        return line
 
 
 async def _translated(answers: AnswerStream, vm_id: str, name: str) -> AsyncGenerator[Any, None]:
