@@ -31,7 +31,7 @@ pytestmark = pytest.mark.chaos
 
 @pytest.mark.asyncio
 async def test_a_thousand_switches_under_load() -> None:
-    """Prove that no request fails or sees a container that was not routed, and that open WebSockets stay with theirs."""
+    """Prove that no request fails or sees a container that was not routed, and that WebSockets stay with theirs."""
     async with edge_on_simulator() as edge, lines(edge) as sockets:
         cell = await edge.cell(containers=_CONTAINERS)
         routing = Routing(LIVE)

@@ -17,7 +17,7 @@ import ssl
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,11 +25,11 @@ from pathlib import Path
 import aiohttp
 from google.protobuf import duration_pb2
 
+from cellmesh.api.common.v1 import container_pb2
 from cellmesh.api.hypervisor.v1 import (
     route_pb2,
     route_service_pb2,
     route_service_pb2_grpc,
-    vm_pb2,
     vm_service_pb2,
 )
 from cellmesh.cli.up.envoy import command, lowered
@@ -155,13 +155,18 @@ class Edge:
 
     async def cell(self, user_id: str = "", *, containers: tuple[str, ...] = (LIVE,)) -> Cell:
         """Run a VM with these containers for a user, and return it once the edge leads to all of them."""
-        vm = await self.it.running(user_id=user_id)
-        for name in containers:
-            await self.it.start_container(vm.vm_id, self.image, name=name)
-        cell = Cell(vm_id=vm.vm_id, user_id=vm.user_id)
+        cell = await self.cell_inside(user_id, containers=containers)
         for name in containers:
             await self.until_served(cell, prefix_of(name))
         return cell
+
+    async def cell_inside(self, user_id: str = "", *, containers: tuple[str, ...] = (LIVE,)) -> Cell:
+        """Run a VM with these containers for a user, whatever the edge knows of it."""
+        vm = await self.it.running(user_id=user_id)
+        for name in containers:
+            await self.it.start_container(vm.vm_id, self.image, name=name)
+            await self.it.until_container(vm.vm_id, name, container_pb2.CONTAINER_STATE_RUNNING)
+        return Cell(vm_id=vm.vm_id, user_id=vm.user_id)
 
     async def until_served(self, cell: Cell, prefix: str) -> None:
         """Wait until a container answers at a prefix."""
@@ -198,7 +203,7 @@ def prefix_of(container: str) -> str:
 
 
 @asynccontextmanager
-async def edge_of(it: Node, port: int) -> AsyncIterator[Edge]:
+async def edge_of(it: Node, port: int, *, configuration: str = "envoy.json") -> AsyncIterator[Edge]:
     """Run the other processes of the edge beside a hypervisor that was started to listen at a port."""
     directory, logs = it.run_dir / "edge", it.run_dir.parent
     settings = HypervisorSettings.model_validate(it.settings)
@@ -220,7 +225,7 @@ async def edge_of(it: Node, port: int) -> AsyncIterator[Edge]:
         ready=lambda: _accepts(directory / "authz.sock"),
         environment=environment,
     )
-    named = binary.command(directory / "envoy.json", concurrency=os.cpu_count() or 1)
+    named = binary.command(directory / configuration, concurrency=os.cpu_count() or 1)
     envoy = Part(
         "envoy",
         lowered(command(program, named[1:]), uid=settings.edge_user, gid=settings.edge_group, port=port),
@@ -231,7 +236,6 @@ async def edge_of(it: Node, port: int) -> AsyncIterator[Edge]:
     )
     parts = [activator, authenticator, envoy]
     try:
-        _configure(directory, it, settings, port)
         for part in parts:
             await part.start()
         yield Edge(
@@ -251,26 +255,33 @@ async def edge_of(it: Node, port: int) -> AsyncIterator[Edge]:
 
 @asynccontextmanager
 async def edge_on_simulator(
-    run: Callable[..., AbstractAsyncContextManager[Node]] = node, **settings: object
+    run: Callable[..., AbstractAsyncContextManager[Node]] = node,
+    line: Callable[[Path], AbstractAsyncContextManager[str]] | None = None,
+    **settings: object,
 ) -> AsyncIterator[Edge]:
-    """Run a node on simulated VMs with its edge; with `node_here` its hypervisor can be tampered with."""
+    """Run a node on simulated VMs with its edge; with `node_here` its hypervisor can be tampered with.
+
+    `line` is given the directory of the edge and yields the name of the configuration Envoy is to have.
+    """
     with short_directory() as directory:
         images = directory / "state" / "images"
         hollow_guest(images)
         image = hollow_container(images)
         port = free_port()
-        async with (
-            Hub(directory / "hub") as hub,
-            run(directory, hub.binary, **listening(port), **settings) as it,
-            edge_of(it, port) as edge,
-        ):
+        async with AsyncExitStack() as stack:
+            hub = await stack.enter_async_context(Hub(directory / "hub"))
+            it = await stack.enter_async_context(run(directory, hub.binary, **listening(port), **settings))
+            named = (
+                {} if line is None else {"configuration": await stack.enter_async_context(line(it.run_dir / "edge"))}
+            )
+            edge = await stack.enter_async_context(edge_of(it, port, **named))
             edge.image, edge.hub = image, hub
             yield edge
 
 
 def listening(port: int) -> dict[str, object]:
     """Return the settings of a hypervisor whose edge listens at a port."""
-    return {"edge_listen": f"127.0.0.1:{port}"} if "edge_listen" in HypervisorSettings.model_fields else {}
+    return {"edge_listen": f"127.0.0.1:{port}"}
 
 
 def free_port() -> int:
@@ -285,22 +296,6 @@ def _authority(it: Node) -> str:
 
 def _group(settings: HypervisorSettings) -> tuple[str, ...]:
     return () if settings.edge_group is None else ("--gid", str(settings.edge_group))
-
-
-def _configure(directory, it, settings, port):
-    if (directory / "envoy.json").exists():
-        return
-    from cellmesh.hypervisor.edge.bootstrap import bootstrap, write
-    from cellmesh.hypervisor.edge.options import EdgeOptions, Listener
-    from cellmesh.hypervisor.edge.certificate import secret
-
-    options = EdgeOptions(
-        directory=directory, listeners=(Listener(host="127.0.0.1", port=port),), domains=("localhost", "127.0.0.1")
-    )
-    write(
-        options.certificate_file, secret(EdgeAuthority(it.state_dir).issue(options.domains)), group=settings.edge_group
-    )
-    write(options.bootstrap_file, bootstrap(options), group=settings.edge_group)
 
 
 def _duration(value: timedelta) -> duration_pb2.Duration:

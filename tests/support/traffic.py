@@ -71,28 +71,50 @@ async def visit(visitor: aiohttp.ClientSession, user_id: str, path: str = "/") -
 
 
 @dataclass(eq=False)
+class _Wait:
+    """Somebody who waits for requests that begin from now on."""
+
+    since: float
+    missing: int
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self, exchange: Exchange) -> None:
+        """Count a request that is over."""
+        self.missing -= exchange.begun >= self.since
+        if self.missing <= 0:
+            self.over.set()
+
+
+@dataclass(eq=False)
 class Crowd:
     """Clients that ask again and again, each on a connection it keeps."""
 
     exchanges: list[Exchange] = field(default_factory=list)
-    _since: float = _NEVER
-    _missing: int = 0
-    _enough: asyncio.Event = field(default_factory=asyncio.Event)
+    answering: set[str] = field(default_factory=set)
+    """The VMs that have answered."""
+    _waits: list[_Wait] = field(default_factory=list)
 
     def note(self, exchange: Exchange) -> None:
         """Take in what came of a request."""
         self.exchanges.append(exchange)
-        if exchange.begun >= self._since:
-            self._missing -= 1
-            if self._missing <= 0:
-                self._enough.set()
+        if exchange.canary is not None:
+            self.answering.add(exchange.canary.vm_id)
+        for wait in self._waits:
+            wait.note(exchange)
 
     async def answered(self, count: int) -> None:
         """Wait until so many requests are over that began after this call."""
-        self._since, self._missing = time.monotonic(), count
-        self._enough.clear()
+        wait = _Wait(since=time.monotonic(), missing=count)
+        self._waits.append(wait)
         async with asyncio.timeout(SECONDS):
-            await self._enough.wait()
+            await wait.over.wait()
+        self._waits.remove(wait)
+
+    async def answered_by(self, vm_id: str) -> None:
+        """Wait until a VM has answered."""
+        async with asyncio.timeout(SECONDS):
+            while vm_id not in self.answering:  # noqa: ASYNC110  # of so many that one of them waits for each
+                await asyncio.sleep(0.01)
 
     async def ask(self, edge: Edge, user_id: str, path: str, pause: float) -> None:
         """Be one client, until cancelled."""
@@ -203,3 +225,27 @@ async def lines(edge: Edge, *, pause: float = 0.1) -> AsyncIterator[Lines]:
     """Give what opens WebSockets inside, over each of which something is said every `pause` seconds."""
     async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
         yield Lines(edge=edge, stack=stack, tasks=tasks, pause=pause)
+
+
+@dataclass(eq=False)
+class Tenancy:
+    """Whose VM each was, and since when it is gone."""
+
+    owners: dict[str, str] = field(default_factory=dict)
+    gone: dict[str, float] = field(default_factory=dict)
+
+    def came(self, vm_id: str, user_id: str) -> None:
+        """Note a VM of a user."""
+        self.owners[vm_id] = user_id
+
+    def went(self, vm_id: str) -> None:
+        """Note that a VM is gone."""
+        self.gone[vm_id] = time.monotonic()
+
+    def strangers(self, exchanges: Iterable[Exchange]) -> list[Exchange]:
+        """Return the answers of a VM that is not the user's, or was gone before the request began."""
+        return [each for each in exchanges if each.canary is not None and self._is_strange(each, each.canary)]
+
+    def _is_strange(self, exchange: Exchange, canary: Canary) -> bool:
+        is_theirs = self.owners.get(canary.vm_id) == exchange.user_id
+        return not is_theirs or self.gone.get(canary.vm_id, _NEVER) < exchange.begun
