@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -29,6 +30,7 @@ from support.toys import Authorizer, Toy
 ALICE = "0a11ce00-0000-4000-8000-000000000001"
 BOB = "0b0b0000-0000-4000-8000-000000000002"
 WORKERS = 2
+LOG_FLUSH = timedelta(milliseconds=50)
 READY_SECONDS = 30.0
 Change = Callable[[EdgeOptions], EdgeOptions]
 Spoil = Callable[[Json], Json]
@@ -84,7 +86,7 @@ class EdgeUnderTest:
 
     async def start_envoy(self) -> None:
         """Start Envoy and wait until it is ready and connected."""
-        command = self.binary.command(self.options.bootstrap_file, concurrency=WORKERS)
+        command = self.binary.command(self.options.bootstrap_file, concurrency=WORKERS, flush=LOG_FLUSH)
         log = self.options.directory / "envoy.log"
         with log.open("ab") as file:
             self.process = subprocess.Popen(  # noqa: ASYNC220  # a fork of milliseconds

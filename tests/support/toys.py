@@ -209,6 +209,9 @@ class Authorizer:
     path: Path
     answer: Callable[[external_auth_pb2.CheckRequest], Verdict] = by_token
     seen: list[external_auth_pb2.CheckRequest] = field(default_factory=list)
+    delay: asyncio.Event | None = None
+    """Waited for before each answer."""
+    server: grpc.aio.Server | None = None
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Authorizer]:
@@ -223,13 +226,21 @@ class Authorizer:
         server.add_generic_rpc_handlers((service,))
         server.add_insecure_port(f"unix:{self.path}")
         await server.start()
+        self.server = server
         try:
             yield self
         finally:
-            await server.stop(None)
+            await self.hang_up()
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
 
+    async def hang_up(self) -> None:
+        """Stop answering."""
+        if self.server is not None:
+            await self.server.stop(None)
+
     async def _check(self, request: external_auth_pb2.CheckRequest, context: grpc.aio.ServicerContext) -> Verdict:
         self.seen.append(request)
+        if self.delay is not None:
+            await self.delay.wait()
         return self.answer(request)

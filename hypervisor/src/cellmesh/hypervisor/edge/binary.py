@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from cellmesh.hypervisor.edge.options import EdgeMisconfigured
@@ -19,6 +20,7 @@ LEAST_VERSION = (1, 40, 0)
 OVERRIDE = "ENVOY_BIN"
 _VERSION = re.compile(r"version: [0-9a-f]+/(\d+)\.(\d+)\.(\d+)[^/]*/")
 _SECONDS = 20.0
+_FLUSH = timedelta(seconds=1)
 
 
 class EnvoyUnusable(EdgeMisconfigured):
@@ -54,13 +56,17 @@ class Envoy:
             )
         return cls(path=path, version=version)
 
-    def command(self, bootstrap: Path, *, concurrency: int, log_level: str = "warning") -> list[str]:
-        """Return how it is started; it shares no memory with other Envoys of this host."""
+    def command(self, bootstrap: Path, *, concurrency: int, flush: timedelta = _FLUSH) -> list[str]:
+        """Return how it is started; it shares no memory with other Envoys of this host.
+
+        Lines of the access log are written at least every `flush`.
+        """
         return [
             str(self.path),
             *("-c", str(bootstrap)),
             *("--concurrency", str(concurrency)),
-            *("--log-level", log_level),
+            *("--log-level", "warning"),
+            *("--file-flush-interval-msec", str(int(flush.total_seconds() * 1000))),
             "--disable-hot-restart",
             "--reject-unknown-dynamic-fields",
         ]
