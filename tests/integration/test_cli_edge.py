@@ -53,11 +53,13 @@ async def authenticator(edge: Mapping[str, Any]) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def client(it: Stage, edge: Mapping[str, Any], user: str = "") -> AsyncIterator[aiohttp.ClientSession]:
+async def client(
+    it: Stage, edge: Mapping[str, Any], user: str = "", *, keep_alive: bool = False
+) -> AsyncIterator[aiohttp.ClientSession]:
     """Give a client that trusts this host's own authority, as `user` if one is named."""
     trust = ssl.create_default_context(cafile=str(it.directory / "state" / "edge-authority.pem"))
     headers = {"Authorization": f"Bearer dev-{user}"} if user else {}
-    connector = aiohttp.TCPConnector(ssl=trust, force_close=True)
+    connector = aiohttp.TCPConnector(ssl=trust, force_close=not keep_alive)
     timeout = aiohttp.ClientTimeout(total=SECONDS)
     async with aiohttp.ClientSession(edge["url"], connector=connector, headers=headers, timeout=timeout) as session:
         yield session
@@ -117,6 +119,27 @@ async def test_routes_are_switched_and_counted() -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_is_open_ends_before_the_edge_does() -> None:
+    """At Ctrl-C clients are asked to leave, and a download that has begun still comes whole."""
+    user, size = str(uuid.uuid4()), 64 << 20
+    async with stage() as it, up(it) as (process, edge), authenticator(edge), client(it, edge, user) as session:
+        created = (await it.run("vm", "create", "--user", user, "--wait", "--json")).splitlines()
+        vm = json.loads(created[-1])["vm"]["vm_id"]
+        await it.run("container", "start", f"{vm}/sandbox-live", "--image", it.image, "--wait")
+        async with client(it, edge, user, keep_alive=True) as other, session.get(f"/bytes/{size}") as download:
+            process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(SECONDS):
+                while not await _is_asked_to_leave(other):  # noqa: ASYNC110  # another process; it tells nobody
+                    await asyncio.sleep(0.01)
+            received = 0
+            async for piece in download.content.iter_any():
+                received += len(piece)
+        assert received == size
+        async with asyncio.timeout(SECONDS):
+            assert await process.wait() == 0
+
+
+@pytest.mark.asyncio
 async def test_an_edge_that_can_not_be_is_said_before_anything_starts() -> None:
     """A taken port ends `up` with what to do; `--no-edge` runs the node without it."""
     async with stage() as it:
@@ -130,6 +153,11 @@ async def test_an_edge_that_can_not_be_is_said_before_anything_starts() -> None:
             assert "edge" not in await ready(node)
             assert not (it.directory / "run" / "edge" / "envoy.json").exists()
             assert await interrupt(node) == 0
+
+
+async def _is_asked_to_leave(session: aiohttp.ClientSession) -> bool:
+    async with session.get("/") as answer:
+        return answer.headers.get("Connection") == "close"
 
 
 async def _counted(it: Stage, vm: str) -> int:

@@ -82,9 +82,7 @@ class Edge:
             self._descriptor = os.open(self.options.envoy.path, os.O_PATH)
         except OSError as error:
             raise EdgeError(f"Envoy can't be opened: {self.options.envoy.path}: {error.strerror}.") from error
-        self._children = [
-            Child(program, tell=self._output.note) for program in (self._activator(environment), self._envoy())
-        ]
+        self._children = [Child(program, tell=self._say) for program in (self._activator(environment), self._envoy())]
         for child in self._children:
             await child.start()
         for child, serves in zip(self._children, (self._activator_serves, self._envoy_serves), strict=True):
@@ -142,6 +140,13 @@ class Edge:
                 f"No authorizer answers on {self.options.authorizer}: until one does, every request is refused. To try "
                 f"things out: `python -m dev_authenticator --socket {self.options.authorizer}{group}`."
             )
+
+    def _say(self, text: str) -> None:
+        if self._output.is_terminal and not self._output.json:
+            # Through the console, which makes room for it above the live table.
+            self._output.styled(Cell(text=text, style="yellow"))
+        else:
+            self._output.note(text)
 
     async def _activator_serves(self) -> bool:
         return answers(self._directory / "activator.sock")
