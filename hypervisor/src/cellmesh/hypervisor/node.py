@@ -96,7 +96,7 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
         _listen(settings, server)
         # An Envoy that has served while we were away must find every route here when it asks.
         publisher.publish_all()
-        _listen_to_edge(settings, server, routes, discovery)
+        _listen_to_edge(settings, server, routes, DiscoveryServicer(discovery, ends=shutdown.ends))
         if upkeep is not None:
             await upkeep.prepare()
         keepers = [publisher.run, switches.run, *([] if upkeep is None else [upkeep.run])]
@@ -236,16 +236,16 @@ def _listen(settings: HypervisorSettings, server: MeshServer) -> None:
         server.add_mtls(settings.listen, LocalIdentity(authority, SERVICE))
 
 
-def _listen_to_edge(settings: HypervisorSettings, server: MeshServer, routes: Register, discovery: Discovery) -> None:
+def _listen_to_edge(
+    settings: HypervisorSettings, server: MeshServer, routes: Register, discovery: DiscoveryServicer
+) -> None:
     """Serve Envoy and the activator on a socket of their own, in a directory where both may put theirs."""
     settings.edge_dir.mkdir(mode=0o750, exist_ok=True)
     if settings.edge_group is not None:
         os.chown(settings.edge_dir, -1, settings.edge_group)
         # Sticky: what we put there they may not replace.
         settings.edge_dir.chmod(0o1770)
-    ask = functools.partial(
-        discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, DiscoveryServicer(discovery)
-    )
+    ask = functools.partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, discovery)
     server.add_unix_socket(
         settings.edge_dir / _EDGE_SOCKET, services=[routes, ask], caller=identity.EDGE, gid=settings.edge_group
     )

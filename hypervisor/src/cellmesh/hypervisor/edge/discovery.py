@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 
 import structlog
 
@@ -194,17 +194,20 @@ class Stream:
 
 
 class DiscoveryServicer(discovery_pb2_grpc.AggregatedDiscoveryServiceServicer):
-    """Lets Envoys ask."""
+    """Lets Envoys ask, for as long as `ends` lets whoever entered it go on."""
 
-    def __init__(self, discovery: Discovery) -> None:
+    def __init__(
+        self, discovery: Discovery, *, ends: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    ) -> None:
         self._discovery = discovery
+        self._ends = ends
 
     async def DeltaAggregatedResources(
         self, request_iterator: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest], _: Context
     ) -> AsyncIterator[discovery_pb2.DeltaDiscoveryResponse]:
         """Send what changed to one Envoy until it hangs up."""
         with self._discovery.stream() as stream:
-            async with asyncio.TaskGroup() as tasks:
+            async with self._ends(), asyncio.TaskGroup() as tasks:
                 listening = tasks.create_task(_listen(stream, request_iterator), name="discovery")
                 try:
                     while not listening.done():
