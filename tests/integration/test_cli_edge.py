@@ -25,7 +25,8 @@ async def up(it: Stage) -> AsyncIterator[tuple[asyncio.subprocess.Process, Mappi
     """Run `cellmesh up` inside, and give what it says of its edge."""
     process = await it.spawn("up", "--json", "--stop-vms")
     try:
-        yield process, (await ready(process))["edge"]
+        said = await ready(process)
+        yield process, {**said["edge"], "hypervisor": said["pid"]}
         if process.returncode is None:
             assert await interrupt(process) == 0
     finally:
@@ -91,6 +92,20 @@ async def test_up_runs_an_edge_that_refuses_all_until_somebody_decides() -> None
                 assert (status, bool(body["reason"])) in {(404, True), (503, True)}
         assert await interrupt(process) == 0
         assert not any([await runs(pid) for pid in edge["pids"].values()])
+
+
+@pytest.mark.asyncio
+async def test_an_edge_does_not_outlive_who_keeps_it() -> None:
+    """When `up` itself is killed, Envoy and activator end too: nobody would start them again or end them."""
+    async with stage() as it, up(it) as (process, edge):
+        process.kill()
+        await process.wait()
+        try:
+            async with asyncio.timeout(SECONDS):
+                while any([await runs(pid) for pid in edge["pids"].values()]):  # noqa: ASYNC110  # others' processes
+                    await asyncio.sleep(0.05)
+        finally:
+            os.kill(edge["hypervisor"], signal.SIGKILL)
 
 
 @pytest.mark.asyncio

@@ -155,10 +155,11 @@ class Edge:
         return await is_ready(self._admin)
 
     def _activator(self, environment: Mapping[str, str]) -> Program:
+        argv = (sys.executable, "-m", "cellmesh.hypervisor.activator")
         return Program(
             name="activator",
-            # It lowers its own privileges, once it has read what its uid may not be able to.
-            argv=(sys.executable, "-m", "cellmesh.hypervisor.activator"),
+            # It becomes the edge's own user itself, once it has read what that one may not be able to.
+            argv=lowered(argv, uid=None, gid=None, port=self.options.listen.port),
             environment={**environment, RUN_DIR_VARIABLE: str(self._settings.run_dir)},
             log=self._settings.run_dir / "activator.log",
         )
