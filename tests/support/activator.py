@@ -28,7 +28,7 @@ class Activator:
     def __init__(self, run_dir: Path, environment: Mapping[str, str]) -> None:
         self.socket = run_dir / "edge" / "activator.sock"
         self.log = run_dir / "activator.log"
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("CELLMESH_")},
             "CELLMESH_RUN_DIR": str(run_dir),
             "CELLMESH_STATE_DIR": str(run_dir / "state"),
@@ -52,12 +52,16 @@ class Activator:
         """Start it, and do not wait for it."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "cellmesh.hypervisor.activator", env=self._environment, stdout=log, stderr=log
+                sys.executable, "-m", "cellmesh.hypervisor.activator", env=self.environment, stdout=log, stderr=log
             )
 
     async def start(self) -> None:
-        """Start it and wait until it says that it is well."""
+        """Start it and wait until it is well."""
         await self.spawn()
+        await self.well()
+
+    async def well(self) -> None:
+        """Wait until it says that it is well."""
         ends = time.monotonic() + _READY_SECONDS
         while True:
             try:
@@ -65,8 +69,8 @@ class Activator:
                     assert await response.json() == {"status": "ok"}
                     return
             except aiohttp.ClientConnectionError:
-                assert self.process.returncode is None, self.log.read_text()
-                assert time.monotonic() < ends, self.log.read_text()
+                assert self._process is None or self._process.returncode is None, self.log.read_text()
+                assert time.monotonic() < ends, "it does not answer"
                 await asyncio.sleep(0.05)
 
     async def kill(self) -> None:

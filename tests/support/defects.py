@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cellmesh.hypervisor.domain.event import VmStateChanged
+from cellmesh.hypervisor.domain.event import RouteSwitched, VmStateChanged
 from cellmesh.hypervisor.domain.vm import Vm, VmState
 from cellmesh.hypervisor.store import Transaction
 from cellmesh.hypervisor.vmm import bridges
@@ -87,6 +87,15 @@ def _store_without_event() -> None:
     Transaction._log_vm = silent  # type: ignore[method-assign]
 
 
+def _switch_without_event() -> None:
+    log = Transaction.log
+
+    async def forgetful(self: Transaction, subject: Any, payload: Any, **more: Any) -> None:
+        await log(self, subject, None if isinstance(payload, RouteSwitched) else payload, **more)
+
+    Transaction.log = forgetful  # type: ignore[method-assign]
+
+
 DEFECTS: dict[str, Defect] = {
     "a VMM is launched twice": Defect(plant=_launch_twice, breaks=Invariant.ONE_VMM),
     "an event is dropped": Defect(plant=_drop_an_event, breaks=Invariant.EVENTS),
@@ -94,4 +103,5 @@ DEFECTS: dict[str, Defect] = {
     "a start keeps its epoch": Defect(plant=_keep_the_epoch, breaks=Invariant.EPOCHS),
     "bridges are left behind": Defect(plant=_leave_the_bridge, breaks=Invariant.NOTHING_LEFT),
     "a wish is stored without its entry": Defect(plant=_store_without_event, breaks=Invariant.ENTRIES),
+    "a switch is stored without its event": Defect(plant=_switch_without_event, breaks=Invariant.ROUTES),
 }

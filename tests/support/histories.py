@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cellmesh.api.common.v1 import container_pb2
-from cellmesh.api.hypervisor.v1 import container_service_pb2, container_service_pb2_grpc, vm_pb2, vm_service_pb2
+from cellmesh.api.hypervisor.v1 import (
+    container_service_pb2,
+    container_service_pb2_grpc,
+    route_pb2,
+    route_service_pb2,
+    route_service_pb2_grpc,
+    vm_pb2,
+    vm_service_pb2,
+)
 from cellmesh.hypervisor import failpoints
 from cellmesh.hypervisor.domain.container import ContainerState
 from cellmesh.hypervisor.domain.vm import DesiredState, VmState
@@ -152,14 +160,21 @@ class Histories(RuleBasedStateMachine):
     @rule(index=st.integers(0, VMS - 1))
     def start_container(self, index: int) -> None:
         """Wish for a container, where the VM takes one, and wait for no end."""
+        self.world.run(self._try_container(self.lives[index].vm_id))
+
+    @rule(index=st.integers(0, VMS - 1), prefix=st.sampled_from(("/", "/dev/")))
+    def switch_route(self, index: int, prefix: str) -> None:
+        """Wish that a path leads to the container, which may have to be wished for first."""
         life = self.lives[index]
-        request = container_service_pb2.StartContainerRequest(
+        if not self.ledger.containers(life.vm_id):
+            self.world.run(self._try_container(life.vm_id))
+        request = route_service_pb2.SwitchRouteRequest(
             request_id=str(uuid.uuid4()),
             vm_id=life.vm_id,
-            container_name=_CONTAINER,
-            spec=container_pb2.ContainerSpec(image=self.world.image),
+            prefix=prefix,
+            target=route_pb2.RouteTarget(container_name=_CONTAINER),
         )
-        self.world.run(self._try_container(request))
+        self.world.run(self._try_switch(request))
 
     @rule(index=st.integers(0, VMS - 1))
     def kill_vmm(self, index: int) -> None:
@@ -280,7 +295,13 @@ class Histories(RuleBasedStateMachine):
         if again != answer:
             raise Broken(Invariant.ANSWERS, f"{verb} was answered {answer}, then {again}")
 
-    async def _try_container(self, request: container_service_pb2.StartContainerRequest) -> None:
+    async def _try_container(self, vm_id: str) -> None:
+        request = container_service_pb2.StartContainerRequest(
+            request_id=str(uuid.uuid4()),
+            vm_id=vm_id,
+            container_name=_CONTAINER,
+            spec=container_pb2.ContainerSpec(image=self.world.image),
+        )
         # A connection of its own: a guest that does not answer must not make us doubt the hypervisor.
         socket = self.world.it.run_dir / "operator.sock"
         try:
@@ -290,6 +311,17 @@ class Histories(RuleBasedStateMachine):
         except MeshError as error:
             if error.reason in {"INTERNAL", "RESPONSE_INVALID"}:
                 raise Broken(Invariant.WISHES, f"StartContainer: {error}") from error
+
+    async def _try_switch(self, request: route_service_pb2.SwitchRouteRequest) -> None:
+        # A connection of its own, for the same reason: no edge is there to serve what is stored.
+        socket = self.world.it.run_dir / "operator.sock"
+        try:
+            async with unix_channel(socket, downstream="hypervisor") as channel:
+                stub = route_service_pb2_grpc.RouteServiceStub(channel)
+                await self.world.call(lambda: stub.SwitchRoute(request, timeout=30.0))
+        except MeshError as error:
+            if error.reason not in {"CONTAINER_NOT_FOUND", "EDGE_UNREACHABLE"}:
+                raise Broken(Invariant.WISHES, f"SwitchRoute: {error}") from error
 
     async def _killed(self, *, failpoint: str = "") -> None:
         process = self.world.it.process

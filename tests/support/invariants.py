@@ -12,6 +12,7 @@ class Invariant(enum.Enum):
     EPOCHS = "an epoch follows the one before, and only at a start"
     EVENTS = "the events of a VM tell its states, each once and in their order"
     ENTRIES = "what is stored is what the log leads to, revision by revision"
+    ROUTES = "a route leads where the events of its switches lead, and every container has one"
     ANSWERS = "a repeated request_id gets its first answer"
     WISHES = "a wish that may be wished is taken"
     REST = "a VM comes to rest as it was wished"

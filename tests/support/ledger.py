@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cellmesh.hypervisor.domain.container import Container
-from cellmesh.hypervisor.domain.event import ContainerStateChanged, VmStateChanged
+from cellmesh.hypervisor.domain.event import ContainerStateChanged, RouteSwitched, VmStateChanged
+from cellmesh.hypervisor.domain.route import Route, default_routes, route_of_container
 from cellmesh.hypervisor.domain.vm import TRANSITIONS, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
 from support.invariants import Broken, Invariant
@@ -43,9 +44,17 @@ class Ledger:
             connection.execute("BEGIN")  # one moment for both: the hypervisor may be writing
             stored = _query(connection, "SELECT * FROM vms WHERE vm_id = ?", vm_id)
             containers = _query(connection, "SELECT * FROM containers WHERE vm_id = ?", vm_id)
+            routes = _query(connection, "SELECT * FROM routes WHERE vm_id = ?", vm_id)
             entries = _query(connection, "SELECT * FROM events WHERE vm_id = ? ORDER BY sequence", vm_id)
         found = list(_vm_faults(entries, rows.vm_from_row(stored[0]) if stored else None))
         found += [fault for row in containers for fault in _container_faults(entries, rows.container_from_row(row))]
+        if stored:
+            found += _route_faults(
+                entries,
+                {row["prefix"]: rows.route_from_row(row) for row in routes},
+                rows.vm_from_row(stored[0]),
+                [row["name"] for row in containers],
+            )
         return [Broken(invariant, f"VM {vm_id}: {what}") for invariant, what in found]
 
     def _rows(self, query: str, key: str) -> list[dict[str, Any]]:
@@ -106,3 +115,23 @@ def _container_faults(entries: list[dict[str, Any]], stored: Container) -> Itera
     now = (stored.status.state, stored.generation)
     if (state, generation) != now:
         yield Invariant.EVENTS, f"container {stored.name} is {now}, its events end with {(state, generation)}"
+
+
+def _route_faults(
+    entries: list[dict[str, Any]], stored: dict[str, Route], vm: Vm, containers: list[str]
+) -> Iterator[tuple[Invariant, str]]:
+    """Replay the switches of a VM: from where its routes led at first they must lead to where these lead now."""
+    first = [route_of_container(vm.vm_id, name, vm.create_time) for name in containers]
+    routes = [*default_routes(vm.vm_id, vm.create_time), *(route for route in first if route is not None)]
+    led = {route.prefix: (route.target, 1) for route in routes}
+    for entry in entries:
+        change = payloads.from_json(entry["kind"], entry["payload"]) if entry["kind"] else None
+        if not isinstance(change, RouteSwitched):
+            continue
+        target, revision = led[change.prefix]
+        if change.origin != target:
+            yield Invariant.ROUTES, f"{change.prefix} was switched from {change.origin}, it led to {target}"
+        led[change.prefix] = change.target, revision + 1
+    now = {route.prefix: (route.target, route.revision) for route in stored.values()}
+    if now != led:
+        yield Invariant.ROUTES, f"routes lead to {now}, the events to {led}"
