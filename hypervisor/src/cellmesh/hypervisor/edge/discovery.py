@@ -16,7 +16,7 @@ from cellmesh.hypervisor.edge import resources
 from cellmesh.hypervisor.edge.endpoint import Endpoint, Endpoints
 from cellmesh.hypervisor.edge.probe import ProbeFailed
 from cellmesh.hypervisor.edge.resources import ClusterLimits
-from cellmesh.hypervisor.edge.subscription import Desired, Refusal, Subscription
+from cellmesh.hypervisor.edge.subscription import Desired, Refusal, Subscription, readable
 from cellmesh.mesh.interceptor import Context
 
 MAX_STREAMS = 16
@@ -139,10 +139,11 @@ class Discovery:
             raise EdgeUnreachable("No edge is connected.")
         least = min(version, self._versions.get(name, version))
         here = name in self._endpoints
-        for stream in self._streams:
+        waiting = [stream for stream in self._streams if not stream.serves(name, least, here=here)]
+        for stream in waiting:
             if (refusal := stream.refusal(name)) is not None and refusal.version >= least:
                 raise EdgeRefused(refusal.message)
-        return all(stream.serves(name, least, here=here) for stream in self._streams)
+        return not waiting
 
 
 class Stream:
@@ -163,7 +164,7 @@ class Stream:
             return
         kind.hear(request, self._discovery.names())
         if request.HasField("error_detail"):
-            _log.warning("edge.refused", type_url=request.type_url, error=request.error_detail.message[:1000])
+            _log.warning("edge.refused", type_url=request.type_url, error=readable(request.error_detail.message))
         self.wake.set()
         self._discovery.tell()
 

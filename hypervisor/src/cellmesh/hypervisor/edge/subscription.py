@@ -158,7 +158,7 @@ class Subscription:
         else:
             ((name, desired),) = push.sent.items()
             version = desired.version if desired else 0
-            self.refused[name] = Refusal(version=version, message=_readable(request.error_detail.message))
+            self.refused[name] = Refusal(version=version, message=readable(request.error_detail.message))
 
     def _take(self, name: str, desired: Desired | None) -> None:
         self._forget(name)
@@ -175,6 +175,6 @@ class Subscription:
 _NOT_DUE = Desired(resource=discovery_pb2.Resource(), version=-1)
 
 
-def _readable(message: str) -> str:
+def readable(message: str) -> str:
     """Return a foreign message as one bounded line."""
     return "".join(c if c.isprintable() else " " for c in message[:_MESSAGE_CHARACTERS]) or "no reason given"
