@@ -22,7 +22,7 @@ from support.zygote import ForkedNode
 _LIVES = 500
 _STEPS = 40
 _BOOT_SECONDS = 2
-_ROUNDS_TO_NOTICE = 4
+_ROUNDS_TO_NOTICE = 16
 
 pytestmark = pytest.mark.chaos
 
