@@ -6,7 +6,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-OURS = ("cloud-hypervisor", "qemu-system", "vhost-device-vsock", "cellmesh", "bridge/main.py", "simulator", "crun", "/envoy -c")
+OURS = (
+    "cloud-hypervisor",
+    "qemu-system",
+    "vhost-device-vsock",
+    "cellmesh",
+    "bridge/main.py",
+    "simulator",
+    "crun",
+    "/envoy -c",
+)
 """Words in the command line of every process this project starts."""
 
 
