@@ -8,9 +8,10 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -75,6 +76,13 @@ def _await_socket(process: subprocess.Popen[bytes], path: Path, log: Path) -> No
                 return
 
 
+def _done(visit: Coroutine[Any, Any, str]) -> str:
+    try:
+        return asyncio.run(visit)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise DemoError(f"The edge did not answer as it should: {error!r}") from error
+
+
 class Browser:
     """Somebody who looks at one user's pages; every call is a visit with fresh connections and cookies."""
 
@@ -90,19 +98,19 @@ class Browser:
 
     def look(self, name: str) -> str:
         """Open a page as a browser does, and talk to its WebSocket; return what was there."""
-        return asyncio.run(self._look(name))
+        return _done(self._look(name))
 
     def look_without_session(self) -> str:
         """Ask for the live page without having signed in, as a browser and as a program; return what was answered."""
-        return asyncio.run(self._refused())
+        return _done(self._refused())
 
     def served_by(self, path: str) -> str:
         """Return the name of the container that answers at a path."""
-        return asyncio.run(self._served_by(path))
+        return _done(self._served_by(path))
 
     def wake(self) -> str:
         """Ask for a page of a stopped VM until it is there, as often as the answers say; return how it went."""
-        return asyncio.run(self._wake())
+        return _done(self._wake())
 
     async def _look(self, name: str) -> str:
         async with self._session() as session:
@@ -143,6 +151,8 @@ class Browser:
         async with self._session() as session:
             while time.monotonic() - start < WAKE_SECONDS:
                 async with session.get("/", headers=_AS_PROGRAM) as answer:
+                    if answer.status == 200 and waits == 0:
+                        raise DemoError("A stopped VM answered at once.")
                     if answer.status == 200:
                         return f"{waits} answers 503 with Retry-After, the page after {time.monotonic() - start:.1f} s"
                     body = await answer.text()
