@@ -26,6 +26,7 @@ class Result:
     ratio: float | None
     """`value` by `floor`."""
     max_value: float | None
+    max_p95: float | None
     max_ratio: float | None
     emulated: bool
     """Whether a guest without hardware virtualisation took part: then only the ratio means something."""
@@ -37,6 +38,8 @@ class Result:
         found = []
         if self.max_value is not None and self.value > self.max_value:
             found.append(f"{self.name}: {self.value:.4g} {self.unit} is above {self.max_value:.4g}")
+        if self.max_p95 is not None and self.p95 > self.max_p95:
+            found.append(f"{self.name}: p95 of {self.p95:.4g} {self.unit} is above {self.max_p95:.4g}")
         if self.max_ratio is not None and (self.ratio is None or self.ratio > self.max_ratio):
             found.append(f"{self.name}: {self.ratio or math.nan:.2f} times its floor is above {self.max_ratio}")
         return found
@@ -50,6 +53,7 @@ def result(
     emulated: bool,
     floors: Sequence[float] = (),
     max_value: float | None = None,
+    max_p95: float | None = None,
     max_ratio: float | None = None,
     note: str = "",
 ) -> Result:
@@ -64,6 +68,7 @@ def result(
         floor=floor,
         ratio=value / floor if floor else None,
         max_value=max_value,
+        max_p95=max_p95,
         max_ratio=max_ratio,
         emulated=emulated,
         note=note,
@@ -91,6 +96,7 @@ def write(path: Path, results: Iterable[Result]) -> None:
 def _row(found: Result) -> tuple[str, ...]:
     budgets = (
         f"<= {found.max_value:g}" if found.max_value is not None else "",
+        f"p95 <= {found.max_p95:g}" if found.max_p95 is not None else "",
         f"ratio <= {found.max_ratio:g}" if found.max_ratio is not None else "",
     )
     numbers = (found.value, found.p50, found.p95)

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from simulator import Hub
-from support.hollow_images import hollow_guest
+from support.edge import Edge, edge_of, free_port, listening
+from support.hollow_images import hollow_container, hollow_guest
 from support.node import Node, node, short_directory
 
 
@@ -21,6 +22,19 @@ async def simulated_node() -> AsyncIterator[Node]:
         with _hub(directory / "hub") as binary:
             async with node(directory, binary) as it:
                 yield it
+
+
+@asynccontextmanager
+async def simulated_edge() -> AsyncIterator[Edge]:
+    """Run a hypervisor that can boot simulated VMs, with its edge."""
+    with short_directory() as directory:
+        images, port = directory / "state" / "images", free_port()
+        hollow_guest(images)
+        image = hollow_container(images)
+        with _hub(directory / "hub") as binary:
+            async with node(directory, binary, **listening(port)) as it, edge_of(it, port) as edge:
+                edge.image = image
+                yield edge
 
 
 @contextmanager
