@@ -8,11 +8,14 @@ import os
 import re
 import signal
 import stat
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
@@ -370,6 +373,36 @@ async def test_killed_activator_is_started_again() -> None:
             made.process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(_PATIENCE):
                 assert await made.process.wait() == 0
+
+
+# What starts it, says so to the kernel, and is killed; it prints the pid first.
+_STARTER = """
+import subprocess, sys, time
+started = subprocess.Popen(["setpriv", "--pdeathsig=TERM", sys.executable, "-m", "cellmesh.hypervisor.activator"])
+print(started.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.asyncio
+async def test_activator_ends_with_who_started_it_if_that_was_chosen() -> None:
+    """The kernel forgets such a choice when a uid changes; the activator does not."""
+    with run_directory() as run_dir:
+        made = Activator(run_dir, {})
+        starter = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _STARTER, env=made.environment, stdout=asyncio.subprocess.PIPE
+        )
+        assert starter.stdout is not None
+        async with asyncio.timeout(_PATIENCE):
+            process = psutil.Process(int(await starter.stdout.readline()))
+            try:
+                await made.well()
+                starter.kill()
+                await starter.wait()
+                await asyncio.to_thread(process.wait, _PATIENCE / 2)
+            finally:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 @pytest.mark.asyncio

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cellmesh.hypervisor import node
+from cellmesh.hypervisor.activator.server import listening
 from cellmesh.hypervisor.activator.settings import ActivatorSettings
 from cellmesh.hypervisor.settings import HypervisorSettings
 from cellmesh.mesh.settings import SettingsFault
@@ -42,6 +43,15 @@ def test_both_live_in_one_environment(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert ours.wait_budget == 12.5
     assert ours.edge_socket == hypervisors.edge_dir / node._EDGE_SOCKET
     assert ours.activator_socket == hypervisors.edge_dir / node._ACTIVATOR
+
+
+def test_missing_directory_is_told_with_what_makes_it(tmp_path: Path) -> None:
+    """Without a hypervisor before it the activator says what to do."""
+    with (
+        pytest.raises(FileNotFoundError, match="Start the hypervisor first"),
+        listening(tmp_path / "no" / "s", gid=None),
+    ):
+        pytest.fail("listened nowhere")
 
 
 def test_budget_is_some_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,3 +126,25 @@ def test_without_a_span_there_is_still_an_id() -> None:
     first, second = telemetry.trace_id(), telemetry.trace_id()
     assert len(first) == 32
     assert first != second
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "parent"),
+    [
+        ("00-0123456789abcdef0123456789abcdef-0123456789abcdef-01", 0x0123456789ABCDEF0123456789ABCDEF),
+        ("", None),
+        ("nonsense", None),
+        ("00-00000000000000000000000000000000-0123456789abcdef-01", None),
+    ],
+)
+def test_request_goes_on_in_the_trace_it_names(
+    spans: InMemorySpanExporter, traceparent: str, parent: int | None
+) -> None:
+    """A request of another protocol has its span in the trace it came with, or in one of its own."""
+    with telemetry.request("page", traceparent) as trace_id:
+        assert telemetry.trace_id() == trace_id
+    (span,) = spans.get_finished_spans()
+    assert (span.name, span.kind) == ("page", trace.SpanKind.SERVER)
+    assert trace.format_trace_id(span.context.trace_id) == trace_id
+    assert (span.parent.trace_id if span.parent else None) == parent
+    assert parent is None or span.context.trace_id == parent

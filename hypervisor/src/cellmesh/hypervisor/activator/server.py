@@ -151,13 +151,15 @@ class _Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002  # repeats what was sent
     ) -> web.StreamResponse:
         """Answer what is no HTTP, or what failed before it was asked."""
-        _log.info("activator.unreadable", status=status, error=type(exc).__name__)
+        if (left_out := _UNREADABLE_LINES.take()) is not None:
+            _log.info("activator.unreadable", status=status, error=type(exc).__name__, lines_left_out=left_out)
         said = verdict.internal() if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _UNREADABLE
         response = _for_program(said, trace_id=telemetry.trace_id())
         response.force_close()
         return response
 
 
+_UNREADABLE_LINES = logs.LineBudget()
 _UNREADABLE = verdict.bad_request("The request cannot be read. Correct its line and its headers.")
 
 
@@ -174,6 +176,8 @@ def listening(path: Path, *, gid: int | None) -> Iterator[socket]:
 
     It goes on being served after our privileges went, though it could not be made again then.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not there. Start the hypervisor first: it makes it.")
     with unix_socket.claim(path), socket(AF_UNIX, SOCK_STREAM) as listener:
         listener.bind(str(path))
         unix_socket.hand_over(path, mode=0o660, owner=None if gid is None else (-1, gid))
