@@ -23,6 +23,7 @@ from cellmesh.hypervisor.vmm import (
     disks,
     events,
     handle_file,
+    ingress_name,
     layout,
     uids,
 )
@@ -70,7 +71,13 @@ def test_only_an_id_becomes_a_path(root: Path, vm_id: str) -> None:
 
 def test_a_run_directory_too_long_for_sockets_is_refused_before_it_is_made(root: Path) -> None:
     """Prove that a path no socket can have fails at once, with what to change."""
-    long = root / ("x" * 80)
+    # One byte too long for the socket of a container with the longest name, epoch and generation there can be.
+    long = root / ("x" * (36 - len(str(root))))
+    with_room = long.with_name(long.name[1:])
+    Layout(run_dir=with_room, state_dir=root).make(VM, uid=os.getuid(), separate=False)
+    name = ingress_name("c" * 32, epoch=10**10 - 1, generation=10**10 - 1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(Layout(run_dir=with_room, state_dir=root).ingress(VM) / name))
     with pytest.raises(InvalidVm, match="CELLMESH_RUN_DIR"):
         Layout(run_dir=long, state_dir=root).make(VM, uid=os.getuid(), separate=False)
     assert not long.exists()

@@ -16,6 +16,8 @@ HELLO_PORT = 1025
 AGENT_PORT = 1024
 """The guest port its agent listens on."""
 _MAX_SOCKET_PATH = 100  # sun_path holds 107 bytes; the hypervisor's own suffixes need some of them
+_MAX_INGRESS_PATH = 107
+_LONGEST_INGRESS = len("c" * 32 + ".9999999999.9999999999")  # a container's name, epoch and generation
 _VM_ID = re.compile(r"[0-9a-f][0-9a-f-]{10,34}[0-9a-f]", re.ASCII)
 _SHORT = 12
 
@@ -68,7 +70,8 @@ class Layout:
     def make(self, vm_id: str, *, uid: int, separate: bool) -> None:
         """Make the VM's directories: the run directory is its uid's alone, the state directory it may only traverse."""
         run, state = self.run(vm_id), self.state(vm_id)
-        if len(os.fsencode(run / f"vsock.sock_{HELLO_PORT}")) >= _MAX_SOCKET_PATH:
+        ingress = len(os.fsencode(self.ingress(vm_id))) + 1 + _LONGEST_INGRESS
+        if len(os.fsencode(run / f"vsock.sock_{HELLO_PORT}")) >= _MAX_SOCKET_PATH or ingress > _MAX_INGRESS_PATH:
             raise InvalidVm(f"The run directory {run} is too long for sockets; choose a shorter CELLMESH_RUN_DIR.")
         for directory in (self.run_dir, self.run_root, self.state_dir, self.state_root):
             _make_traversable(directory)
