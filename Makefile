@@ -9,7 +9,7 @@ AS_ROOT := $(SUDO) env PATH="$(PATH)"
 SOURCES := mesh hypervisor guest-agent cli tools tests examples hatch_build.py
 
 # What the host must have; `cellmesh doctor` says what each is for.
-PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd gcc libc6-dev
+PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd gcc libc6-dev chromium-headless-shell
 
 .DEFAULT_GOAL := help
 .PHONY: help deps setup demo test check fmt gen accept bench clean

@@ -18,6 +18,7 @@ LONGEST_FIRST = (
     "test_guest_exec",
     "test_failpoints",
     "test_scale",
+    "test_edge_",
     "test_guest_",
     "test_hypervisor_",
 )

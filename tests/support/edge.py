@@ -170,7 +170,7 @@ class Edge:
 
     async def until_served(self, cell: Cell, prefix: str) -> None:
         """Wait until a container answers at a prefix."""
-        async with self.visitor(cell.user_id) as visitor, asyncio.timeout(SECONDS):
+        async with self.visitor(cell.user_id) as visitor, asyncio.timeout(self.it.patience):
             while True:
                 async with visitor.get(prefix) as answer:
                     if answer.status == 200:
