@@ -320,7 +320,7 @@ class Histories(RuleBasedStateMachine):
                 stub = route_service_pb2_grpc.RouteServiceStub(channel)
                 await self.world.call(lambda: stub.SwitchRoute(request, timeout=30.0))
         except MeshError as error:
-            if error.reason not in {"CONTAINER_NOT_FOUND", "EDGE_UNREACHABLE"}:
+            if error.reason not in {"CONTAINER_NOT_FOUND", "EDGE_UNREACHABLE", "DOWNSTREAM_UNAVAILABLE"}:
                 raise Broken(Invariant.WISHES, f"SwitchRoute: {error}") from error
 
     async def _killed(self, *, failpoint: str = "") -> None:

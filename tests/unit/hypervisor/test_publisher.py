@@ -106,10 +106,9 @@ async def switch(store: Store, vm: Vm, name: str, generation: int = 0) -> None:
     """Let `/` lead to another container."""
     target = RouteTarget(container=name, generation=generation)
     async with store.transaction() as tx:
-        before = await tx.route(vm, "/")
-        assert before is not None
-        event = RouteSwitched(prefix="/", origin=before.route.target, target=target)
-        await tx.switch_route(replace(before.route, target=target), event, epoch=vm.epoch, generation=7)
+        before = (await tx.routes(vm.vm_id))[0]
+        event = RouteSwitched(prefix="/", origin=before.target, target=target)
+        await tx.switch_route(replace(before, target=target), event, epoch=vm.epoch, generation=7)
 
 
 async def test_everything_is_told_in_one_piece_before_anybody_asks(store: Store, told: Told) -> None:

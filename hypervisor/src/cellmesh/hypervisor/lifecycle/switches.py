@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Protocol
@@ -114,14 +114,15 @@ class Switches:
             vm = await found(tx, wish.vm_id)
             if vm.desired is DesiredState.DELETED:
                 raise VmDeleting(wish.vm_id)
-            before = await tx.route(vm, wish.prefix)
+            before = await _route(tx, wish)
             if before is None:
                 raise RouteNotFound(wish.vm_id, wish.prefix)
-            if wish.expected_revision not in (0, before.route.revision):
-                raise RouteChanged(wish.prefix, expected=wish.expected_revision, found=before.route.revision)
-            container = await _container(tx, wish)
-            leaves = await tx.container(wish.vm_id, before.route.target.container)
-            route = before.route
+            if wish.expected_revision not in (0, before.revision):
+                raise RouteChanged(wish.prefix, expected=wish.expected_revision, found=before.revision)
+            containers = {container.name: container for container in await tx.containers(wish.vm_id)}
+            container = _target(containers, wish)
+            leaves = containers.get(before.target.container)
+            route = before
             if route.target != wish.target:
                 switched = event.RouteSwitched(prefix=wish.prefix, origin=route.target, target=wish.target)
                 route = await tx.switch_route(
@@ -129,7 +130,7 @@ class Switches:
                 )
             after = current(route, vm, container)
             await tx.put_answer(intent, json.dumps({"route": current_route_to_json(after)}))
-        self._proven.setdefault((wish.vm_id, wish.prefix), before.route.target)
+        self._proven.setdefault((wish.vm_id, wish.prefix), before.target)
         return after, None if leaves is None else _Left(container=leaves.name, generation=leaves.generation)
 
     def _begin(self, what: Coroutine[Any, Any, MeshError | None]) -> asyncio.Task[MeshError | None]:
@@ -165,9 +166,9 @@ class Switches:
         try:
             async with self._store.transaction() as tx:
                 vm = await tx.vm(wish.vm_id)
-                now = None if vm is None else await tx.route(vm, wish.prefix)
+                now = await _route(tx, wish)
                 proven = self._proven.get((wish.vm_id, wish.prefix))
-                if vm is not None and now is not None and now.route.revision == route.revision and proven is not None:
+                if vm is not None and now is not None and now.revision == route.revision and proven is not None:
                     refused = event.RouteRefused(prefix=wish.prefix, target=wish.target, message=error.said)
                     await tx.switch_route(
                         replace(route, target=proven), refused, epoch=vm.epoch, generation=wish.target.generation
@@ -195,9 +196,13 @@ class Switches:
             _log.error("route.drain_failed", vm_id=vm_id, container=left.container, exc_info=error)
 
 
-async def _container(tx: Transaction, wish: Wish) -> Container:
+async def _route(tx: Transaction, wish: Wish) -> Route | None:
+    return next((route for route in await tx.routes(wish.vm_id) if route.prefix == wish.prefix), None)
+
+
+def _target(containers: Mapping[str, Container], wish: Wish) -> Container:
     name, generation = wish.target.container, wish.target.generation
-    container = await tx.container(wish.vm_id, name)
+    container = containers.get(name)
     if container is None:
         raise ContainerNotFound(wish.vm_id, name)
     if generation not in (0, container.generation):

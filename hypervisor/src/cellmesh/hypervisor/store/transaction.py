@@ -22,7 +22,7 @@ from cellmesh.hypervisor.domain.event import (
     Subject,
     VmStateChanged,
 )
-from cellmesh.hypervisor.domain.route import CurrentRoute, Route, current
+from cellmesh.hypervisor.domain.route import Route
 from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
 from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, EVENTS, NODE, REQUESTS, ROUTES, VMS
@@ -45,6 +45,7 @@ _ANSWER = select(REQUESTS).where(
 )
 _ADD_VM = insert(VMS)
 _ADD_ROUTES = insert(ROUTES).inline()
+_SAVE_ROUTE = update(ROUTES).where(ROUTES.c.vm_id == bindparam("key"), ROUTES.c.prefix == bindparam("path"))
 _SAVE_VM = update(VMS).where(VMS.c.vm_id == bindparam("key"))
 _ADD_ENTRY = insert(EVENTS).inline()
 _ADD_ANSWER = upsert(REQUESTS)
@@ -134,15 +135,6 @@ class Reading:
         """Return the routes of a VM, by prefix."""
         found = await self._connection.execute(_ROUTES, {"key": vm_id})
         return [rows.route_from_row(dict(row)) for row in found]
-
-    async def route(self, vm: Vm, prefix: str) -> CurrentRoute | None:
-        """Return a route of a VM and what requests for it get, or None."""
-        query = select(ROUTES).where(ROUTES.c.vm_id == vm.vm_id, ROUTES.c.prefix == prefix)
-        found = await self._connection.execute(query)
-        if not found:
-            return None
-        route = rows.route_from_row(dict(found[0]))
-        return current(route, vm, await self.container(vm.vm_id, route.target.container))
 
     async def boot(self, vm_id: str, epoch: int) -> Boot | None:
         """Return the boot an epoch belongs to, or None if no guest said Hello in it."""
@@ -282,8 +274,8 @@ class Transaction(Reading):
     ) -> Route:
         """Store where a route leads from now on, with why, and return it as stored."""
         route = replace(route, revision=route.revision + 1, update_time=self.now)
-        statement = update(ROUTES).where(ROUTES.c.vm_id == route.vm_id, ROUTES.c.prefix == route.prefix)
-        await self._connection.execute(statement.values(rows.route_to_row(route)))
+        row = {**rows.route_to_row(route), "key": route.vm_id, "path": route.prefix}
+        await self._connection.execute(_SAVE_ROUTE, row)
         subject = Subject(
             vm_id=route.vm_id, container_name=payload.target.container, epoch=epoch, generation=generation
         )
