@@ -7,12 +7,15 @@ from datetime import timedelta
 
 import pytest
 
+from cellmesh.hypervisor.edge.resources import ClusterLimits
 from support.envoy import ALICE, BOB, READY_SECONDS, WORKERS, EdgeUnderTest, furnish, running_edge, until, with_limits
 from support.http_client import Http2, answer, connected, get, head
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BODY = 100_000
+LIMITS = ClusterLimits()
+ASKED = LIMITS.connections + LIMITS.pending_requests + 50
 
 
 def chunked(size: int) -> bytes:
@@ -88,12 +91,12 @@ async def test_one_container_takes_so_many_connections_and_no_more() -> None:
                 statuses.append((await answer(reader)).status)
                 await done.wait()
 
-        for _ in range(300):
+        for _ in range(ASKED):
             tasks.create_task(hold())
         # As many may wait as may be connected.
-        await until(lambda: len(statuses) >= 300 - 128)
-        assert statuses.count(503) >= 300 - 2 * 128 - WORKERS
-        assert edge.toys["alice-live"].open_connections <= 128 + WORKERS
+        await until(lambda: len(statuses) >= ASKED - LIMITS.pending_requests)
+        assert statuses.count(503) >= ASKED - LIMITS.connections - LIMITS.pending_requests - WORKERS
+        assert edge.toys["alice-live"].open_connections <= LIMITS.connections + WORKERS
         assert (await get(edge.socket, "/dev/", user=ALICE)).status == 200
         assert (await get(edge.socket, "/", user=BOB)).status == 200
         done.set()

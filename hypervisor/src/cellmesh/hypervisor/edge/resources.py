@@ -34,7 +34,8 @@ class ClusterLimits:
     """How much one route of one user may have going on at once."""
 
     connections: int = 128
-    """Connections to its container, WebSockets among them; the guest's relay takes no more."""
+    """Connections to its container, WebSockets among them; half of what the guest's relay takes, as two routes may lead
+    to one container, and what was closed here takes a moment to end there."""
     pending_requests: int = 128
     """Requests that wait for one of these."""
     connect_timeout: timedelta = timedelta(seconds=2)

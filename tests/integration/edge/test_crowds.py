@@ -1,0 +1,125 @@
+"""Many at once: nobody gets another's answer, and who only sits there costs little (drills 23 and 39)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from support.envoy import ALICE, BOB, EdgeUnderTest
+from support.http_client import Http2, answer, connected, get, head
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+REQUESTS = 10_000
+CONNECTIONS = 20
+IDLE = 1_000
+UPGRADE = (("Connection", "upgrade"), ("Upgrade", "websocket"))
+EXPECTED = {(ALICE, "/"): "alice-live", (ALICE, "/dev/"): "alice-dev", (BOB, "/"): "bob-live"}
+
+
+async def test_no_answer_crosses(edge: EdgeUnderTest) -> None:
+    """Prove over ten thousand pipelined requests of mixed users that each gets its own answer, in its own order."""
+
+    async def mixed(number: int) -> int:
+        kinds = list(EXPECTED)
+        async with connected(edge.socket) as (reader, writer):
+            for start in range(0, REQUESTS // CONNECTIONS, 50):
+                asked = [kinds[(number + start + step) % len(kinds)] for step in range(50)]
+                writer.write(
+                    b"".join(
+                        head("GET", f"{path}{number}-{start + step}", user=user)
+                        for step, (user, path) in enumerate(asked)
+                    )
+                )
+                for step, (user, path) in enumerate(asked):
+                    got = (await answer(reader)).json()
+                    assert (got["toy"], got["line"]) == (EXPECTED[user, path], f"GET /{number}-{start + step} HTTP/1.1")
+        return REQUESTS // CONNECTIONS
+
+    done = await asyncio.gather(*(mixed(number) for number in range(CONNECTIONS)))
+    assert sum(done) == REQUESTS
+
+
+async def test_users_share_an_http2_connection_without_crossing(edge: EdgeUnderTest) -> None:
+    """Prove the same of streams of one HTTP/2 connection."""
+    kinds = list(EXPECTED)
+    async with connected(edge.socket) as (reader, writer):
+        client = Http2(reader, writer)
+        for _ in range(10):
+            streams = {}
+            for step in range(60):
+                user, path = kinds[step % len(kinds)]
+                streams[client.ask(path, user=user)] = EXPECTED[user, path]
+            client.flush()
+            await client.answers(list(streams))
+            for stream, toy in streams.items():
+                assert f'"toy": "{toy}"'.encode() in client.bodies[stream]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"x-a": "b\r\nx-cellmesh-user: evil"},
+        {"x-a": "b\nx-evil: 1"},
+        {"x-a": "b\0c"},
+        {"x-a\r\nx-evil": "1"},
+        {"x a": "1"},
+        {"X-Upper": "1"},
+        {"transfer-encoding": "chunked"},
+        {"connection": "upgrade", "upgrade": "websocket"},
+        {"te": "gzip"},
+        {"host": "evil.test"},
+        {":path": "/dev/"},
+        {":evil": "1"},
+        {"content-length": "5"},
+    ],
+    ids=repr,
+)
+async def test_http2_carries_no_header_that_http1_could_not(edge: EdgeUnderTest, more: dict[str, str]) -> None:
+    """Prove that what would be another header or another request in HTTP/1.1 is refused, or one plain request."""
+    toy = edge.toys["alice-live"]
+    async with connected(edge.socket) as (reader, writer):
+        client = Http2(reader, writer)
+        before = len(toy.seen)
+        stream = client.ask("/injected", user=ALICE, more=more)
+        client.flush()
+        (got,) = await client.answers([stream])
+    for seen in toy.seen[before:]:
+        names = {name for name, _ in seen.headers}
+        assert not names & {"x-evil", "upgrade", "transfer-encoding", "te"}
+        assert seen.all("x-cellmesh-user") == [ALICE]
+        assert seen.all("host") == ["cell.test"]
+    assert len(toy.seen) - before == (1 if got.get(":status") == "200" else 0)
+
+
+async def test_a_crowd_of_idle_websockets_costs_little(edge: EdgeUnderTest) -> None:
+    """Prove that a thousand idle connections and a hundred idle WebSockets leave others served and memory bounded."""
+    assert edge.process is not None
+    status = Path(f"/proc/{edge.process.pid}/status")
+
+    def memory() -> int:
+        return int(status.read_text().split("VmRSS:")[1].split()[0]) << 10
+
+    before = memory()
+    async with asyncio.TaskGroup() as tasks:
+        done, opened = asyncio.Event(), asyncio.Semaphore(0)
+
+        async def sit(*, upgraded: bool) -> None:
+            async with connected(edge.socket) as (reader, writer):
+                if upgraded:
+                    writer.write(head("GET", "/ws", user=ALICE, headers=UPGRADE))
+                    assert (await answer(reader)).status == 101
+                opened.release()
+                await done.wait()
+
+        for number in range(IDLE):
+            tasks.create_task(sit(upgraded=number < 100))
+        for _ in range(IDLE):
+            await opened.acquire()
+        assert (await get(edge.socket, "/", user=BOB)).status == 200
+        assert (await get(edge.socket, "/dev/", user=ALICE)).status == 200
+        grown = memory() - before
+        done.set()
+    assert grown < IDLE * (64 << 10)
