@@ -323,6 +323,31 @@ async def test_traffic_needs_an_edge(scene: Scene) -> None:
     assert away.value.reason == "EDGE_UNREACHABLE"
 
 
+async def test_a_node_whose_edge_cannot_be_does_not_start(scene: Scene) -> None:
+    """It says what is wrong in a sentence and exits with 78; nothing is left for an Envoy to start with."""
+    settings = {"edge_listen": "192.0.2.1:80", "edge_tls": False}
+    other = Node(scene.directory / "other", scene.it.settings["vmm"], **settings)
+    other.log = scene.directory / "other.log"
+    other.process = await other.spawn()
+    assert await other.ended() == 78
+    assert "TLS only" in other.log.read_text()
+    assert list((other.run_dir / "edge").iterdir()) == []
+
+
+async def test_what_an_envoy_starts_with_is_there_when_the_node_is_ready(scene: Scene) -> None:
+    """Before anybody can be told to start one; and a node that stops leaves it for the Envoy that goes on."""
+    other = Node(scene.directory / "another", scene.it.settings["vmm"], edge_listen="127.0.0.1:8443")
+    other.run_dir.parent.mkdir()
+    try:
+        await other.start()
+        files = {path.name for path in (other.run_dir / "edge").iterdir()}
+        assert {"certificate.json", "edge.sock", "envoy.json"} <= files
+        assert await other.stop() == 0
+        assert {"certificate.json", "envoy.json"} <= {path.name for path in (other.run_dir / "edge").iterdir()}
+    finally:
+        await other.end_everything()
+
+
 async def test_the_port_of_a_container_is_kept_and_has_its_default(scene: Scene) -> None:
     """What was asked for is what is stored; nothing asked for is 8080."""
     vm = await scene.cell()

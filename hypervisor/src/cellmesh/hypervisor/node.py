@@ -58,6 +58,8 @@ from cellmesh.mesh.server import MeshServer, Register
 from cellmesh.mesh.tokens import TokenSigner
 
 SERVICE = "hypervisor"
+Keep = Callable[[], Coroutine[Any, Any, None]]
+"""Keeps something in order until cancelled."""
 _DATABASE = "hypervisor.db"
 _EDGE_SOCKET = "edge.sock"
 _ACTIVATOR = "activator.sock"
@@ -69,19 +71,15 @@ _PROBE_SOCKET = "probe.sock"
 async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
     """Be the node's hypervisor inside; VMs that run when it ends go on running.
 
-    Raises StateInUse if another hypervisor works on this state, SchemaTooNew, OSError if a socket cannot be had.
+    Raises StateInUse if another hypervisor works on this state, SchemaTooNew, EdgeMisconfigured, OSError if a socket
+    cannot be had.
     """
     settings.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.enter_context(StateLock(settings.state_dir))
         store = await stack.enter_async_context(Store.opened(settings.state_dir / _DATABASE, trace_id=_causing_trace))
         admin = EnvoyAdmin(settings.edge_dir / _ADMIN_SOCKET)
-        discovery, upkeep = Discovery(), None
-        if settings.edge_listen:
-            upkeep = EdgeUpkeep(settings, admin)
-            probe = WorkerProbe(settings.edge_dir / _PROBE_SOCKET, admin)
-            stack.callback(probe.close)
-            discovery = Discovery(proof=probe)
+        discovery, keepers = await _edge(settings, admin, stack)
         world, listeners, guests, publisher = _world(settings, store, discovery)
         stack.push_async_callback(guests.close)
         stack.push_async_callback(listeners.close_all)
@@ -97,16 +95,30 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
         # An Envoy that has served while we were away must find every route here when it asks.
         publisher.publish_all()
         _listen_to_edge(settings, server, routes, DiscoveryServicer(discovery, ends=shutdown.ends))
-        if upkeep is not None:
-            await upkeep.prepare()
-        keepers = [publisher.run, switches.run, *([] if upkeep is None else [upkeep.run])]
-        await stack.enter_async_context(_running(log, reconciler, keepers))
+        await stack.enter_async_context(_running(log, reconciler, [publisher.run, switches.run, *keepers]))
         await server.start()
         try:
             yield
         finally:
             await shutdown.begin()
             await server.stop(settings.stop_grace.total_seconds())
+
+
+async def _edge(
+    settings: HypervisorSettings, admin: EnvoyAdmin, stack: AsyncExitStack
+) -> tuple[Discovery, Sequence[Keep]]:
+    """Write what an Envoy starts with; return what tells it of clusters, and what keeps its files."""
+    settings.edge_dir.mkdir(mode=0o750, exist_ok=True)
+    if settings.edge_group is not None:
+        os.chown(settings.edge_dir, -1, settings.edge_group)
+        # Sticky: what we put there they may not replace.
+        settings.edge_dir.chmod(0o1770)
+    if not settings.edge_listen:
+        return Discovery(), []
+    upkeep, probe = EdgeUpkeep(settings, admin), WorkerProbe(settings.edge_dir / _PROBE_SOCKET, admin)
+    await upkeep.prepare()
+    stack.callback(probe.close)
+    return Discovery(proof=probe), [upkeep.run]
 
 
 def _world(
@@ -240,11 +252,6 @@ def _listen_to_edge(
     settings: HypervisorSettings, server: MeshServer, routes: Register, discovery: DiscoveryServicer
 ) -> None:
     """Serve Envoy and the activator on a socket of their own, in a directory where both may put theirs."""
-    settings.edge_dir.mkdir(mode=0o750, exist_ok=True)
-    if settings.edge_group is not None:
-        os.chown(settings.edge_dir, -1, settings.edge_group)
-        # Sticky: what we put there they may not replace.
-        settings.edge_dir.chmod(0o1770)
     ask = functools.partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, discovery)
     server.add_unix_socket(
         settings.edge_dir / _EDGE_SOCKET, services=[routes, ask], caller=identity.EDGE, gid=settings.edge_group
@@ -252,9 +259,7 @@ def _listen_to_edge(
 
 
 @asynccontextmanager
-async def _running(
-    log: Log, reconciler: Reconciler, keepers: Sequence[Callable[[], Coroutine[Any, Any, None]]]
-) -> AsyncIterator[None]:
+async def _running(log: Log, reconciler: Reconciler, keepers: Sequence[Keep]) -> AsyncIterator[None]:
     """Keep the VMs, tell their watchers, and run what keeps the edge inside."""
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
