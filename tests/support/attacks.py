@@ -11,7 +11,7 @@ from support.envoy import ALICE, BOB, EdgeUnderTest
 from support.http_client import say
 
 _PATH = "PATH"
-_SILENCE_SECONDS = 6.0
+_SILENCE_SECONDS = 3.0
 _BEARER = f"Authorization: Bearer {ALICE}\r\n"
 _UPGRADE = "Connection: upgrade\r\nUpgrade: websocket\r\n"
 

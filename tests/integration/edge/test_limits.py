@@ -196,6 +196,22 @@ async def test_all_together_have_so_many_connections() -> None:
         await until_served(edge)
 
 
+async def test_an_edge_without_memory_takes_nobody_in_and_goes_on_serving_its_owner() -> None:
+    """Prove that Envoy gives up connections before it has more memory than it may, and that admin and probe answer."""
+    async with running_edge(with_limits(heap_bytes=8 << 20)) as edge:
+        stopped = r"^overload\.envoy\.overload_actions\.stop_accepting_connections\.active$"
+        async with asyncio.timeout(READY_SECONDS):
+            while not any((await edge.admin.stats(stopped)).values()):  # noqa: ASYNC110  # of Envoy
+                await asyncio.sleep(0.05)
+        await furnish(edge)
+        async with connected(edge.socket) as (reader, writer):
+            writer.write(head("GET", "/", user=ALICE))
+            await edge.lead(f"{ALICE}/live", "alice-new")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await reader.read(1)
+
+
 async def until_served(edge: EdgeUnderTest) -> None:
     """Wait until a request is answered."""
     async with asyncio.timeout(READY_SECONDS):

@@ -107,10 +107,10 @@ async def test_a_request_that_finds_its_container_gone_goes_to_the_next(edge: Ed
     """Prove that a request of which nothing was sent is sent to the endpoint that takes over."""
     gone = Endpoint(path=edge.options.directory / "gone.sock", vm_id="vm", container="gone", generation=1)
     await edge.discovery.served(LIVE, edge.discovery.put({LIVE: gone}), timeout=READY_SECONDS)
-    asking = asyncio.create_task(get(edge.socket, "/", user=ALICE, method="POST", body=b"once"))
+    asking = asyncio.create_task(get(edge.socket, "/", user=ALICE, method="POST", body=b"x" * 40_000))
     await edge.lead(LIVE, "alice-next")
     got = await asking
-    assert (got.status, got.json()["toy"], got.json()["body_bytes"]) == (200, "alice-next", 4)
+    assert (got.status, got.json()["toy"], got.json()["body_bytes"]) == (200, "alice-next", 40_000)
 
 
 async def test_what_was_sent_is_never_sent_again(edge: EdgeUnderTest) -> None:
@@ -181,6 +181,8 @@ async def test_without_a_hypervisor_all_that_was_served_is_served(edge: EdgeUnde
     await edge.start_hypervisor()
     await until(lambda: edge.discovery.connected == 1)
     await edge.discovery.served(LIVE, version, timeout=READY_SECONDS)
+    (stream,) = edge.discovery._streams
+    assert stream._endpoints._count == 1, "all but one were held already"
     assert (await get(edge.socket, "/", user=ALICE)).json()["toy"] == "alice-new"
     await edge.discovery.served(f"{BOB}/live", version, timeout=READY_SECONDS)
 

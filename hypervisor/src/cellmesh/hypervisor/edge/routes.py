@@ -43,6 +43,8 @@ def route_configuration(options: EdgeOptions) -> Json:
                     _route({"prefix": "/"}, LIVE),
                 ],
                 "retry_policy": _retry_policy(),
+                # Kept so that they can be sent again; a longer body is not, and its request fails with its container.
+                "request_body_buffer_limit": 2 * options.limits.buffer_bytes,
             }
         ],
         "request_headers_to_remove": [ROUTE_HEADER],
