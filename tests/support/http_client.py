@@ -122,6 +122,7 @@ class Http2:
         self.reset: dict[int, int] = {}
         self.bodies: dict[int, bytes] = {}
         self.goodbye: int | None = None
+        self.pongs = 0
         self.flush()
 
     def flush(self) -> None:
@@ -169,6 +170,8 @@ class Http2:
                 self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             case h2.events.StreamReset():
                 self.reset[event.stream_id] = int(event.error_code)
+            case h2.events.PingAckReceived():
+                self.pongs += 1
             case h2.events.ConnectionTerminated():
                 self.goodbye = int(event.error_code)
             case _:

@@ -62,8 +62,9 @@ def test_a_certificate_that_is_given_is_used(tmp_path: Path) -> None:
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     chain.write_bytes(issued.chain)
     key.write_bytes(issued.key)
-    taken = given(chain, key)
+    taken = given(chain, key, clock=lambda: NOW)
     assert (taken.chain, taken.key) == (issued.chain, issued.key)
+    assert taken.renew_at == NOW + dt.timedelta(hours=1), "who keeps it may replace it"
     key.write_bytes(other.key)
     with pytest.raises(EdgeMisconfigured, match="is not that of"):
         given(chain, key)

@@ -26,6 +26,7 @@ AUTHORITY_FILE = "edge-authority.pem"
 _AUTHORITY_LIFETIME = dt.timedelta(days=3650)
 # Browsers take no more than 398 days.
 _LEAF_LIFETIME = dt.timedelta(days=90)
+_LOOK_AGAIN = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +59,8 @@ def secret(certificate: Certificate, *, name: str = "edge") -> Json:
     }
 
 
-def given(chain: Path, key: Path) -> Certificate:
-    """Return the certificate somebody else keeps; raise EdgeMisconfigured if it cannot be used."""
+def given(chain: Path, key: Path, *, clock: pki.Clock = pki.utc_now) -> Certificate:
+    """Return the certificate somebody else keeps, and may replace at any time; raise EdgeMisconfigured."""
     try:
         chain_pem, key_pem = chain.read_bytes(), key.read_bytes()
         leaf = x509.load_pem_x509_certificates(chain_pem)[0]
@@ -70,7 +71,7 @@ def given(chain: Path, key: Path) -> Certificate:
         raise EdgeMisconfigured(
             f"The key {key} is not that of the certificate {chain}. Give the two that belong together."
         )
-    return Certificate(chain=chain_pem, key=key_pem, renew_at=leaf.not_valid_after_utc)
+    return Certificate(chain=chain_pem, key=key_pem, renew_at=clock() + _LOOK_AGAIN)
 
 
 class EdgeAuthority:
