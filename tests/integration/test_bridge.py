@@ -86,10 +86,10 @@ def stats_of(stats: Mapping[str, object], name: str) -> Mapping[str, int]:
     return found
 
 
-async def until_closed(client: BridgeClient) -> None:
-    """Wait until a bridge carries nothing."""
+async def until_open(client: BridgeClient, count: int) -> None:
+    """Wait until a bridge carries so many connections."""
     async with asyncio.timeout(60):
-        while (await client.stats())["open"] != 0:  # noqa: ASYNC110 - as in until()
+        while (await client.stats())["open"] != count:  # noqa: ASYNC110 - as in until()
             await asyncio.sleep(0.01)
 
 
@@ -239,7 +239,7 @@ async def test_connections_beyond_the_limit_are_closed_at_once(
         finally:
             for connection in held:
                 connection.close()
-        await until_closed(client)
+        await until_open(client, 0)
         with dial(directory) as again:
             assert await asyncio.to_thread(again.recv, 2) == b"in"
     await until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) < 20)
@@ -283,7 +283,7 @@ async def test_a_given_socket_is_served_until_it_is_removed(directory: Path, bri
         await give(client, path, "app.1.1")
         with dial(directory, path) as connection:
             assert await asyncio.to_thread(read_all, connection) == b"hi"
-        await until_closed(client)
+        await until_open(client, 0)
         assert stats_of(await client.stats(), "app.1.1") == {**QUIET, "connections": 1, "from_guest_bytes": 2}
         await client.remove("app.1.1")
     with pytest.raises(ConnectionRefusedError):
@@ -347,6 +347,30 @@ async def test_ingress_leaves_the_last_places_to_the_agent(directory: Path, brid
             release.set()
             for connection in held:
                 connection.close()
+
+
+@pytest.mark.asyncio
+async def test_callers_wait_while_the_vmm_is_busy(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
+    """Prove that more callers at once than the VMM's queue holds are all served once it looks at its queue."""
+    client, _ = bridge
+    path = directory / "vsock.sock"
+    with socket.socket(socket.AF_UNIX) as vmm:
+        vmm.bind(str(path))
+        os.chown(path, UID, UID)
+        vmm.listen(1)
+        callers = [dial(directory) for _ in range(8)]
+        try:
+            await until_open(client, len(callers))
+            for _ in callers:
+                guest, _ = await asyncio.to_thread(vmm.accept)
+                with guest:
+                    assert await asyncio.to_thread(guest.recv, 64) == b"CONNECT 1024\n"
+                    guest.sendall(b"OK 1\nin")
+            for caller in callers:
+                assert await asyncio.to_thread(caller.recv, 2) == b"in"
+        finally:
+            for caller in callers:
+                caller.close()
 
 
 @pytest.mark.asyncio

@@ -19,6 +19,7 @@ from cellmesh.guest import vsock
 from cellmesh.guest.containers.ingress import CONNECTIONS, Ingress, PortTaken
 from cellmesh.guest.containers.model import ContainerSpec, RestartMode, RestartPolicy, State
 from cellmesh.guest.errors import ContainerStartFailed
+from cellmesh.guest.relay import Relay
 from cellmesh.guest.servicers import codec
 from support.local_runtime import FIRST_PORT, IMAGE, HostListener, LocalCell, local_cell, until
 
@@ -206,7 +207,7 @@ async def test_what_was_accepted_before_the_end_reaches_nobody_after_it(tmp_path
         ended.wait(PATIENCE)
         return far
 
-    relay = vsock.Relay(vsock.listen_unix(str(tmp_path / "near")), dial)
+    relay = Relay(vsock.listen_unix(str(tmp_path / "near")), dial)
     relay.start()
     with app, vsock.dial_unix(str(tmp_path / "near")) as host:
         host.sendall(b"too late")

@@ -6,11 +6,13 @@ import hashlib
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cellmesh.guest.vsock import Dial, Relay, dial_unix, listen_unix
+from cellmesh.guest.relay import Dial, Relay
+from cellmesh.guest.vsock import dial_unix, listen_unix
 
 
 @contextmanager
@@ -148,3 +150,62 @@ def test_the_socket_is_ours_alone(tmp_path: Path) -> None:
     listen_unix(str(tmp_path / "near")).close()
     with listen_unix(str(tmp_path / "near")):
         assert (tmp_path / "near").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_early_answer_arrives_although_the_question_is_not_heard_to_its_end(tmp_path: Path) -> None:
+    """A server that answers and closes while the client still sends is heard to its last byte."""
+    answer = hashlib.shake_128(b"answer").digest(1 << 20)
+    with _pair(tmp_path) as (far, near), dial_unix(str(near)) as client:
+        server, _ = far.accept()
+
+        def refuse() -> None:
+            with server:
+                server.sendall(answer)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        client.settimeout(0)
+        question = bytearray()
+        while select.select([client], [client], [])[1] and len(question) < 8 << 20:
+            try:
+                client.send(bytes(1 << 16))
+            except (BlockingIOError, BrokenPipeError):
+                break
+            question += bytes(1 << 16)
+        client.settimeout(None)
+        assert _receive_all(client) == answer
+        thread.join()
+
+
+def test_a_side_that_does_not_read_holds_up_only_its_own_connection(tmp_path: Path) -> None:
+    """What one connection's server does not take waits with its sender, and another's bytes pass meanwhile."""
+    with _pair(tmp_path) as (far, near), ExitStack() as stack:
+        stuck = stack.enter_context(dial_unix(str(near)))
+        deaf = stack.enter_context(far.accept()[0])
+        other = stack.enter_context(dial_unix(str(near)))
+        speaking = stack.enter_context(far.accept()[0])
+        stuck.settimeout(0)
+        sent = 0
+        while select.select([], [stuck], [], 0.5)[1]:
+            sent += stuck.send(bytes(1 << 16))
+        other.sendall(b"heard")
+        assert speaking.recv(5) == b"heard"
+        stuck.shutdown(socket.SHUT_WR)
+        assert len(_receive_all(deaf)) == sent
+
+
+def test_an_end_that_hung_up_wakes_nobody(tmp_path: Path) -> None:
+    """While one side is closed and the other is silent, the relay sleeps."""
+    relay = Relay(listen_unix(str(tmp_path / "near")), lambda: dial_unix(str(tmp_path / "far")))
+    with listen_unix(str(tmp_path / "far")) as far:
+        relay.start()
+        try:
+            with dial_unix(str(tmp_path / "near")) as client:
+                far.accept()[0].close()
+                assert client.recv(1) == b""
+                # What is ready is ready for every caller until it is dealt with, and this never could be.
+                deadline = time.monotonic() + 20
+                while relay._epoll.poll(0):
+                    assert time.monotonic() < deadline
+        finally:
+            relay.close()

@@ -29,6 +29,7 @@ from cellmesh.guest.host.report import ReportLog
 from cellmesh.guest.host.reporter import Reporter
 from cellmesh.guest.identity import Assignment, Identity, read_boot_id
 from cellmesh.guest.reaper import Reaper
+from cellmesh.guest.relay import Relay
 from cellmesh.guest.servicers import codec
 from cellmesh.guest.servicers.containers import GuestContainerServicer
 from cellmesh.guest.servicers.guest import GuestServicer
@@ -71,10 +72,10 @@ async def run_agent(reaper: Reaper) -> None:
         shutdown = Shutdown(containers.stop_all)
         server = _server(identity, containers, sessions, shutdown)
         await server.start()
-        vsock.Relay(
+        Relay(
             vsock.listen_vsock(vsock.AGENT_PORT), lambda: vsock.dial_unix(_AGENT_SOCKET), peer_cid=vsock.HOST_CID
         ).start()
-        vsock.Relay(vsock.listen_unix(_HOST_SOCKET), vsock.dial_host).start()
+        Relay(vsock.listen_unix(_HOST_SOCKET), vsock.dial_host).start()
         reports: ReportLog[agent_service_pb2.ReportRequest] = (
             ReportLog()
         )  # Its sequence is the boot's, not a channel's.

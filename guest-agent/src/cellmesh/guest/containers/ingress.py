@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 from cellmesh.guest import vsock
 from cellmesh.guest.netns import NetworkNamespace
+from cellmesh.guest.relay import Relay
 
-CONNECTIONS = 128
+CONNECTIONS = 256
+"""How many the host may have open to one container; it allows itself half, as those it closes take a moment to end."""
 
 Listen = Callable[[int], socket.socket]
 
@@ -27,7 +29,7 @@ class Ingress:
         self._port = port
         self._http_port = http_port
         self._listen = listen
-        self._relay: vsock.Relay | None = None
+        self._relay: Relay | None = None
         self._network: NetworkNamespace | None = None
 
     def open(self) -> None:
@@ -38,7 +40,7 @@ class Ingress:
             listener = self._listen(self._port)
         except OSError as error:
             raise PortTaken(f"port {self._port} of the guest's vsock: {error.strerror}") from error
-        self._relay = vsock.Relay(listener, self._dial, limit=CONNECTIONS, peer_cid=vsock.HOST_CID)
+        self._relay = Relay(listener, self._dial, limit=CONNECTIONS, peer_cid=vsock.HOST_CID)
         self._relay.start()
 
     def lead_to(self, network: NetworkNamespace | None) -> None:
@@ -55,4 +57,4 @@ class Ingress:
         network = self._network
         if network is None:
             raise ConnectionRefusedError
-        return network.connect(self._http_port)
+        return network.start_connect(self._http_port)

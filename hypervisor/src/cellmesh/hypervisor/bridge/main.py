@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from cellmesh.hypervisor.bridge import control
+from cellmesh.hypervisor.bridge.call import Route
 from cellmesh.hypervisor.bridge.console import Console
-from cellmesh.hypervisor.bridge.relay import Relays, Route
+from cellmesh.hypervisor.bridge.relay import Relays
 
 CONNECTIONS = 512
 """How many connections a bridge carries at once."""
@@ -43,6 +44,7 @@ class Bridge:
         self._listeners: dict[str, tuple[socket.socket, Route]] = {}
         self._given: socket.socket | None = None
         self._relays = Relays(f"{directory}/vsock.sock", limit=CONNECTIONS, reserve=RESERVE)
+        self._relays.start()
         self._stopped = False
         self._console = Console(directory)
         self._throttled = False
@@ -61,7 +63,7 @@ class Bridge:
 
     def run(self) -> None:
         """Serve until the end."""
-        while not self._stopped and _identity(self._directory) == self._identity:
+        while not self._stopped and self._relays.running and _identity(self._directory) == self._identity:
             for key, _ in self._selector.select(self._patience()):
                 key.data()
             self._tick()
@@ -110,15 +112,14 @@ class Bridge:
         # A socket that is given lies where we may not write, and whoever gave it takes it away.
         listener, self._given = self._given or _listen(f"{self._directory}/in/{name}"), None
         self._listeners[name] = listener, route
-        self._watch(listener, lambda: self._relays.accept(listener, route))
+        self._relays.listen(listener, route)
         return {}
 
     def _remove(self, arguments: Mapping[str, object]) -> control.Answer:
         listener, _ = self._found(arguments)
         name = control.name_of(arguments)
         del self._listeners[name]
-        self._selector.unregister(listener)
-        listener.close()
+        self._relays.leave(listener)
         _unlink(f"{self._directory}/in/{name}")
         return {}
 

@@ -1,42 +1,25 @@
-"""Joining one accepted connection to one guest port: handshake, then bytes both ways in two blocking threads.
+"""Joining accepted connections to guest ports: a handshake, then bytes both ways, each way ended for itself.
 
-Threads, because they add a fifth of the delay asyncio streams add and sleep in recv when nothing moves.
+One thread carries them all. A thread for each way is no faster when one is busy, and hundreds that speak at once spend
+most of their time waiting for each other's turn in the interpreter.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
+import time
+from collections import deque
+
+from cellmesh.hypervisor.bridge.call import Call, End, Route, shut
 
 CONNECT_SECONDS = 2.0
 """cloud-hypervisor gives a guest as long to accept."""
+_RETRY_SECONDS = 0.005
 _CHUNK = 64 << 10
-_FIRST_CHUNK = 4 << 10  # enough for what stays open for long and says little: hundreds of WebSockets
-_COUNTS = ("open", "connections", "refused", "failed", "to_guest_bytes", "from_guest_bytes")
+_READ = select.EPOLLIN
 _MAX_REPLY = 32  # "OK <port>\n" is 14 bytes at most
-
-
-class Call:
-    """One accepted connection, and the guest's end of it once there is one."""
-
-    __slots__ = ("client", "cut", "guest", "route")
-
-    def __init__(self, client: socket.socket, route: Route) -> None:
-        self.client = client
-        self.route = route
-        self.guest: socket.socket | None = None
-        self.cut = False
-
-
-class Route:
-    """One listener's way to a guest port, what it carried, and what it carries now."""
-
-    def __init__(self, port: int, limit: int | None = None) -> None:
-        self.port = port
-        self.limit = limit
-        """The most connections it may have open; None is as many as its bridge carries, the reserved ones included."""
-        self.counts = dict.fromkeys(_COUNTS, 0)
-        self.calls: set[Call] = set()
 
 
 class Relays:
@@ -50,8 +33,50 @@ class Relays:
         self._vsock = vsock
         self._limit = limit
         self._reserve = reserve
+        self._total = Route(port=0)
+        self._listeners: dict[int, tuple[socket.socket, Route]] = {}
+        self._ends: dict[int, End] = {}
+        self._greeting: dict[Call, float] = {}
+        """Calls the guest has not accepted yet, oldest first, and when it is too late to."""
+        self._turned_away: deque[Call] = deque()
+        """Those of them that found the VMM's queue full."""
+        self._chunk = memoryview(bytearray(_CHUNK))
+        self._epoll = select.epoll()
+        # Held whenever anything but poll is done.
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(_COUNTS, 0)
+
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Accept and carry from now on, in a thread of its own."""
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether connections are carried: a bridge without that is better ended, as it is then started anew."""
+        return self._thread.is_alive()
+
+    def listen(self, listener: socket.socket, route: Route) -> None:
+        """Join what comes to a listener to its route."""
+        with self._lock:
+            listener.settimeout(0)
+            self._listeners[listener.fileno()] = listener, route
+            self._epoll.register(listener, _READ)
+
+    def leave(self, listener: socket.socket) -> None:
+        """Accept no more from a listener and close it; connections that are open go on."""
+        with self._lock:
+            del self._listeners[listener.fileno()]
+            self._epoll.unregister(listener)
+            listener.close()
+
+    def cut(self, route: Route) -> int:
+        """End every connection of a route at once, both ways, and return how many there were."""
+        with self._lock:
+            calls = list(route.calls)
+            for call in calls:
+                self._part(call)
+            return len(calls)
 
     def counts(self, route: Route | None = None) -> dict[str, int]:
         """Return what was carried since the start, by one route or by all.
@@ -59,131 +84,156 @@ class Relays:
         `open` is now; `refused` were too many, `failed` were not accepted by the guest.
         """
         with self._lock:
-            return dict(self._counts if route is None else route.counts)
+            return dict((route or self._total).counts)
 
-    def accept(self, listener: socket.socket, route: Route) -> None:
-        """Take one waiting connection and join it to a guest port; close it at once when too many are open."""
+    def _run(self) -> None:
+        while True:
+            ready = self._epoll.poll(self._patience())
+            with self._lock:
+                for descriptor, _ in ready:
+                    if (end := self._ends.get(descriptor)) is not None:
+                        self._serve(end)
+                    elif (found := self._listeners.get(descriptor)) is not None:
+                        self._accept(*found)
+                if self._greeting:
+                    self._attend()
+
+    def _patience(self) -> float | None:
+        if self._turned_away:
+            return _RETRY_SECONDS
+        oldest = next(iter(self._greeting.values()), None)
+        return None if oldest is None else max(0.0, oldest - time.monotonic())
+
+    def _accept(self, listener: socket.socket, route: Route) -> None:
         try:
             client, _ = listener.accept()
         except OSError:
             return  # the caller hung up before its turn
-        call = Call(client, route)
-        if not self._enter(call):
+        most = self._limit if route.limit is None else self._limit - self._reserve
+        if self._total.counts["open"] >= most or (route.limit is not None and len(route.calls) >= route.limit):
             client.close()
-            self._count(route, refused=1)
+            self._count(route, "refused")
             return
         try:
-            threading.Thread(target=self._carry, args=(call,), daemon=True).start()
-        except RuntimeError:  # no thread to be had: as good as too many connections
-            self._leave(call)
+            call = Call(client, route)
+        except OSError:  # no descriptor to be had: as good as too many connections
             client.close()
-            self._count(route, refused=1, connections=-1)
+            self._count(route, "refused")
+            return
+        route.calls.add(call)
+        self._count(route, "connections")
+        self._count(route, "open")
+        self._greeting[call] = time.monotonic() + CONNECT_SECONDS
+        self._dial(call)
 
-    def cut(self, route: Route) -> int:
-        """End every connection of a route at once, both ways, and return how many there were."""
-        with self._lock:  # with it held none of them is closed meanwhile, and its number given to another
-            for call in route.calls:
-                call.cut = True
-                _end(call.client, socket.SHUT_RDWR)
-                if call.guest is not None:
-                    _end(call.guest, socket.SHUT_RDWR)
-            return len(route.calls)
-
-    def _enter(self, call: Call) -> bool:
-        route = call.route
-        with self._lock:
-            most = self._limit if route.limit is None else self._limit - self._reserve
-            if self._counts["open"] >= most or (route.limit is not None and len(route.calls) >= route.limit):
-                return False
-            route.calls.add(call)
-            self._add(route, connections=1, open=1)
-        return True
-
-    def _leave(self, call: Call) -> None:
-        with self._lock:
-            call.route.calls.discard(call)
-            self._add(call.route, open=-1)
-
-    def _carry(self, call: Call) -> None:
-        with call.client:
-            try:
-                with connect(self._vsock, call.route.port) as guest:
-                    self._join(call, guest)
-            except (OSError, RuntimeError):
-                self._count(call.route, failed=1)
-            finally:
-                self._leave(call)
-
-    def _join(self, call: Call, guest: socket.socket) -> None:
-        with self._lock:
-            if call.cut:
-                return
-            call.guest = guest
+    def _dial(self, call: Call) -> None:
         try:
-            back = threading.Thread(target=self._back, args=(call, guest), daemon=True)
-            back.start()
-            self._count(call.route, to_guest_bytes=pump(call.client, guest))
-            back.join()
-        finally:
-            with self._lock:
-                call.guest = None
+            call.guest.socket.connect(self._vsock)
+            call.guest.socket.send(b"CONNECT %d\n" % call.route.port)
+            self._ends[call.guest.socket.fileno()] = call.guest
+            self._watch(call.guest)
+        except BlockingIOError:
+            self._turned_away.append(call)
+        except OSError:
+            self._part(call)
 
-    def _back(self, call: Call, guest: socket.socket) -> None:
-        self._count(call.route, from_guest_bytes=pump(guest, call.client))
+    def _attend(self) -> None:
+        """Dial again for whom the VMM's queue was full, and give up on the guest where it takes too long."""
+        for _ in range(len(self._turned_away)):
+            call = self._turned_away.popleft()
+            if call in self._greeting:
+                self._dial(call)
+        now = time.monotonic()
+        for call in [call for call, deadline in self._greeting.items() if deadline <= now]:
+            self._part(call)
 
-    def _count(self, route: Route, **changes: int) -> None:
-        with self._lock:
-            self._add(route, **changes)
+    def _greet(self, call: Call) -> None:
+        """Read the guest's answer to CONNECT, and not a byte more: what stands behind the line is the client's."""
+        seen = call.guest.socket.recv(_MAX_REPLY, socket.MSG_PEEK)
+        call.reply += call.guest.socket.recv(seen.find(b"\n") + 1 or len(seen))
+        if call.reply.endswith(b"\n") and call.reply.startswith(b"OK "):
+            del self._greeting[call]
+            self._ends[call.client.socket.fileno()] = call.client
+            self._watch(call.client)
+        elif not seen or call.reply.endswith(b"\n") or len(call.reply) >= _MAX_REPLY:
+            self._part(call)
 
-    def _add(self, route: Route, **changes: int) -> None:
-        for counts in (self._counts, route.counts):
-            for name, change in changes.items():
-                counts[name] += change
+    def _serve(self, end: End) -> None:
+        try:
+            if end.call in self._greeting:
+                self._greet(end.call)
+                return
+            if end.other.backlog:
+                self._send(end.other, end.other.backlog)
+            if not end.backlog and not end.done:
+                self._receive(end)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._part(end.call)  # this end can neither give nor take any more
 
+    def _receive(self, end: End) -> None:
+        count = end.socket.recv_into(self._chunk)
+        if count:
+            self._send(end, self._chunk[:count])
+        else:
+            end.done = True
+            shut(end.other, socket.SHUT_WR)
+            self._settle(end)
 
-def connect(vsock: str, port: int) -> socket.socket:
-    """Open a connection to a guest port through cloud-hypervisor's hybrid vsock. Raises OSError if nobody accepts."""
-    guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        guest.settimeout(CONNECT_SECONDS)
-        guest.connect(vsock)
-        guest.sendall(b"CONNECT %d\n" % port)
-        reply = bytearray()
-        # Byte by byte: the guest's first bytes may stand right behind the line and are not ours to read.
-        while not reply.endswith(b"\n"):
-            byte = guest.recv(1)
-            if not byte or len(reply) >= _MAX_REPLY:
-                raise ConnectionRefusedError(f"the guest does not accept on port {port}")
-            reply += byte
-        if not reply.startswith(b"OK "):
-            raise ConnectionRefusedError(f"the guest does not accept on port {port}")
-        guest.settimeout(None)
-    except BaseException:
-        guest.close()
-        raise
-    return guest
+    def _send(self, end: End, data: memoryview) -> None:
+        """Send on what came from an end; what is not taken at once waits."""
+        waited = bool(end.backlog)
+        try:
+            taken = end.other.socket.send(data)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            # The other takes no more, but it may have something left to give.
+            end.done, end.backlog = True, None
+            shut(end, socket.SHUT_RD)
+            self._settle(end)
+            return
+        self._count(end.call.route, end.counter, taken)
+        left = taken < len(data)
+        if left:
+            # The chunk is everybody's: what stays is copied, once.
+            end.backlog = data[taken:] if waited else memoryview(bytes(data[taken:]))
+        else:
+            end.backlog = None
+        if left != waited:
+            self._settle(end)
 
+    def _settle(self, end: End) -> None:
+        """Watch both ends for what is wanted of them now; part them once neither way has anything left."""
+        if end.done and end.other.done and not end.backlog and not end.other.backlog:
+            self._part(end.call)
+        else:
+            self._watch(end)
+            self._watch(end.other)
 
-def pump(source: socket.socket, target: socket.socket) -> int:
-    """Carry bytes until the source ends, then end the target's input; return how many were carried."""
-    buffer = memoryview(bytearray(_FIRST_CHUNK))
-    carried = 0
-    try:
-        while count := source.recv_into(buffer):
-            target.sendall(buffer[:count])
-            carried += count
-            if count == len(buffer) < _CHUNK:
-                buffer = memoryview(bytearray(_CHUNK))
-        target.shutdown(socket.SHUT_WR)
-    except OSError:
-        # One side is gone. What the other direction still holds is delivered by its own pump.
-        _end(source, socket.SHUT_RD)
-        _end(target, socket.SHUT_WR)
-    return carried
+    def _watch(self, end: End) -> None:
+        wanted = end.wanted
+        if wanted == end.watched:
+            return
+        if not wanted:
+            self._epoll.unregister(end.socket)
+        elif not end.watched:
+            self._epoll.register(end.socket, wanted)
+        else:
+            self._epoll.modify(end.socket, wanted)
+        end.watched = wanted
 
+    def _part(self, call: Call) -> None:
+        for end in (call.client, call.guest):
+            self._ends.pop(end.socket.fileno(), None)
+            end.done = True
+            end.socket.close()
+        if self._greeting.pop(call, None) is not None:
+            self._count(call.route, "failed")
+        call.route.calls.discard(call)
+        self._count(call.route, "open", -1)
 
-def _end(side: socket.socket, how: int) -> None:
-    try:
-        side.shutdown(how)
-    except OSError:
-        return  # it has ended already
+    def _count(self, route: Route, name: str, change: int = 1) -> None:
+        self._total.counts[name] += change
+        route.counts[name] += change

@@ -1,0 +1,202 @@
+"""Joining what comes in at one socket to another: bytes only, both ways, each way ended for itself.
+
+One thread carries all connections of a relay. A thread for each way is no faster when one is busy, and hundreds that
+speak at once spend most of their time waiting for each other's turn in the interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+_CHUNK = 64 << 10
+_STACK = 256 << 10
+_PAUSE = 0.05
+_READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
+
+Dial = Callable[[], socket.socket]
+"""Returns a socket that is connected, or about to be; raises OSError."""
+
+
+class _End:
+    """One socket of a connection, and what was read from it that `other` has not taken yet."""
+
+    __slots__ = ("backlog", "done", "other", "socket", "watched")
+
+    other: _End
+
+    def __init__(self, end: socket.socket) -> None:
+        end.settimeout(0)
+        self.socket = end
+        self.backlog: memoryview | None = None
+        self.done = False
+        """Nothing more comes from it."""
+        self.watched = 0
+
+    @property
+    def wanted(self) -> int:
+        """What to watch it for. Never for nothing: an end that hung up would wake the thread for ever."""
+        reading = _READ if self.backlog is None and not self.done else 0
+        return reading | (_WRITE if self.other.backlog is not None else 0)
+
+
+class Relay:
+    """Accepts on one socket and joins each connection to a freshly dialled one; `dial` has the thread for itself."""
+
+    def __init__(self, listener: socket.socket, dial: Dial, *, limit: int = 128, peer_cid: int | None = None) -> None:
+        self._listener = listener
+        self._dial = dial
+        self._limit = limit
+        self._peer_cid = peer_cid
+        self._ends: dict[int, _End] = {}
+        self._chunk = memoryview(bytearray(_CHUNK))
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Accept and carry from now on, in a thread of its own."""
+        self._listener.settimeout(0)
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0)
+        self._epoll.register(self._wake, _READ)
+        self._epoll.register(self._listener, _READ)
+        self._thread = _start_thread(self._run)
+
+    def close(self) -> None:
+        """End every connection, and return when nobody listens any more."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._closed.set()
+            # Shutting a vsock listener down wakes nobody.
+            os.eventfd_write(self._wake, 1)
+            thread.join()
+
+    def _run(self) -> None:
+        listener = self._listener.fileno()
+        while not self._closed.is_set():
+            for descriptor, _ in self._epoll.poll():
+                if descriptor == listener:
+                    self._accept()
+                elif (end := self._ends.get(descriptor)) is not None:
+                    self._carry(end)
+        for end in self._ends.values():
+            end.socket.close()
+        self._listener.close()
+        self._epoll.close()
+        os.close(self._wake)
+
+    def _accept(self) -> None:
+        try:
+            near, address = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._closed.wait(_PAUSE)  # One connection that failed before it was accepted says nothing of the next.
+            return
+        if not self._admits(address) or len(self._ends) >= 2 * self._limit:
+            near.close()
+            return
+        try:
+            far = self._dial()
+        except OSError:
+            near.close()
+            return
+        self._join(_End(near), _End(far))
+
+    def _admits(self, address: object) -> bool:
+        return self._peer_cid is None or (isinstance(address, tuple) and address[0] == self._peer_cid)
+
+    def _join(self, near: _End, far: _End) -> None:
+        near.other, far.other = far, near
+        # What is not connected yet is writable when it is: nothing is read before there is somebody to take it.
+        near.backlog = memoryview(b"")
+        for end in (near, far):
+            self._ends[end.socket.fileno()] = end
+        try:
+            self._watch(far)
+        except OSError:
+            self._part(far)
+
+    def _carry(self, end: _End) -> None:
+        try:
+            if end.other.backlog is not None:
+                self._send(end.other, end.other.backlog)
+            if end.backlog is None and not end.done:
+                self._receive(end)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._part(end)  # It can neither give nor take any more.
+
+    def _receive(self, end: _End) -> None:
+        count = end.socket.recv_into(self._chunk)
+        if count:
+            self._send(end, self._chunk[:count])
+        else:
+            end.done = True
+            _shut(end.other, socket.SHUT_WR)
+            self._settle(end)
+
+    def _send(self, end: _End, data: memoryview) -> None:
+        """Send on what came from `end`; what is not taken at once waits."""
+        waited = end.backlog is not None
+        try:
+            taken = end.other.socket.send(data)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            # The other takes no more, but it may have something left to give.
+            end.done, end.backlog = True, None
+            _shut(end, socket.SHUT_RD)
+            self._settle(end)
+            return
+        left = taken < len(data)
+        if left or waited:
+            # The chunk is everybody's: what stays is copied, once.
+            end.backlog = None if not left else data[taken:] if waited else memoryview(bytes(data[taken:]))
+            if left != waited:
+                self._settle(end)
+
+    def _settle(self, end: _End) -> None:
+        """Watch both ends for what is wanted of them now; part them once neither way has anything left."""
+        if end.done and end.other.done and end.backlog is None and end.other.backlog is None:
+            self._part(end)
+        else:
+            self._watch(end)
+            self._watch(end.other)
+
+    def _watch(self, end: _End) -> None:
+        wanted = end.wanted
+        if wanted == end.watched:
+            return
+        if not wanted:
+            self._epoll.unregister(end.socket)
+        elif not end.watched:
+            self._epoll.register(end.socket, wanted)
+        else:
+            self._epoll.modify(end.socket, wanted)
+        end.watched = wanted
+
+    def _part(self, end: _End) -> None:
+        for each in (end, end.other):
+            del self._ends[each.socket.fileno()]
+            each.socket.close()
+
+
+def _shut(end: _End, how: int) -> None:
+    with contextlib.suppress(OSError):
+        end.socket.shutdown(how)
+
+
+def _start_thread(run: Callable[[], None]) -> threading.Thread:
+    previous = threading.stack_size(_STACK)
+    try:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+    finally:
+        threading.stack_size(previous)
+    return thread
