@@ -145,6 +145,16 @@ async def test_nothing_a_client_says_of_itself_is_believed(edge: EdgeUnderTest) 
     assert set(asked.headers) <= {"authorization", "x-request-id"}
 
 
+async def test_a_client_cannot_have_dropped_what_the_edge_says(edge: EdgeUnderTest) -> None:
+    """Prove that naming the edge's headers as those of one hop does not keep them from the app."""
+    told = ("x-cellmesh-user", "x-forwarded-prefix", "x-forwarded-proto", "x-request-id", "traceparent")
+    for name in told:
+        answer = await get(edge.socket, "/dev/", user=ALICE, headers=[("Connection", f"keep-alive, {name}")])
+        assert answer.status in {200, 400}
+        if answer.status == 200:
+            assert all(len(answer.header_of_request(each)) == 1 for each in told), name
+
+
 async def test_with_early_mutation_away_forged_headers_pass() -> None:
     """Prove that the test before can fail: without that setting an app sees what a client says of itself."""
 
