@@ -18,8 +18,8 @@ _CONTAINERS = (LIVE, DEV, "red", "blue")
 _CLIENTS = 50
 _LINES_EACH = 5
 _SWITCHES = 1000
-_PAUSE = 0.06
-"""Between an answer and the next request of a client: together they stay below what one user may ask for."""
+_PAUSE = 0.1
+"""Between an answer and the next request of a client: together they stay well below what one user may ask for."""
 _REQUESTS_BETWEEN = 5
 """How many requests begin and end after a switch before the next: these may see nothing of the one before."""
 _DEFECTIVE_SWITCHES = 20
@@ -29,6 +29,7 @@ _DRAIN = timedelta(milliseconds=200)
 pytestmark = pytest.mark.chaos
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.asyncio
 async def test_a_thousand_switches_under_load() -> None:
     """Prove that no request fails or sees a container that was not routed, and that WebSockets stay with theirs."""
