@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from cellmesh.hypervisor.domain.container import ContainerState, ContainerStatus
+from cellmesh.hypervisor.domain.container import ContainerState, ContainerStatus, Health
 from cellmesh.hypervisor.domain.event import Payload, RouteRefused, RouteSwitched
 from cellmesh.hypervisor.domain.route import CurrentRoute, RouteTarget, default_routes
 from cellmesh.hypervisor.domain.vm import Vm, VmState
@@ -17,7 +17,7 @@ from cellmesh.hypervisor.store import Intent, Store
 from support.vms import NOW, make_container, make_vm
 
 LIVE, DEV = "sandbox-live", "sandbox-dev"
-RUNS = ContainerStatus(state=ContainerState.RUNNING)
+RUNS = ContainerStatus(state=ContainerState.RUNNING, health=Health.SERVING)
 
 
 @dataclass(slots=True)

@@ -23,9 +23,10 @@ from cellmesh.hypervisor.domain.route import (
     slot_of,
 )
 from cellmesh.hypervisor.domain.vm import ColdStart, DesiredState, Reason, Vm, VmSpec, VmState
+from support import contracts
 from support.vms import NOW, make_container, make_vm
 
-RUNS = ContainerStatus(state=ContainerState.RUNNING)
+RUNS = ContainerStatus(state=ContainerState.RUNNING, health=Health.SERVING)
 VM = make_vm(state=VmState.RUNNING, epoch=3)
 CONTAINER = make_container(VM.vm_id, "sandbox-live", generation=5, epoch=3, status=RUNS)
 LIVE = default_routes(VM.vm_id, NOW)[0]
@@ -65,10 +66,9 @@ def test_no_two_paths_are_one_cluster(names: set[str]) -> None:
     assert (slot_of("/"), slot_of("/dev/"), slot_of("/_/live/")) == ("live", "dev", "_live")
 
 
-@pytest.mark.parametrize("health", [Health.UNKNOWN, Health.SERVING])
-def test_a_container_that_runs_in_the_present_epoch_answers(health: Health) -> None:
-    """Its epoch and generation are told; one without a probe is taken to be well."""
-    found = look(container=status(ContainerState.RUNNING, health=health)).status
+def test_a_container_that_runs_in_the_present_epoch_answers() -> None:
+    """Its epoch and generation are told; of one without a probe the agent says that it is well."""
+    found = look(container=status(ContainerState.RUNNING, health=Health.SERVING)).status
     assert (found.state, found.epoch, found.generation) == (RouteState.SERVING, 3, 5)
     assert (found.reason, found.message) == ("", "")
     assert look(generation=5).status.state is RouteState.SERVING
@@ -110,6 +110,7 @@ def test_nobody_answers_for_a_vm_that_does_not_run(vm: dict[str, object], reason
         (status(ContainerState.STOPPING), WaitReason.CONTAINER_RESTARTING),
         (status(ContainerState.STOPPED), WaitReason.CONTAINER_STOPPED),
         (status(ContainerState.FAILED, message="No such program."), WaitReason.CONTAINER_FAILED),
+        (status(ContainerState.RUNNING, health=Health.UNKNOWN), WaitReason.CONTAINER_STARTING),
         (status(ContainerState.RUNNING, health=Health.NOT_SERVING), WaitReason.CONTAINER_UNHEALTHY),
         (replace(CONTAINER, epoch=2), WaitReason.CONTAINER_STARTING),
         (replace(CONTAINER, wanted=False), WaitReason.CONTAINER_STOPPED),
@@ -156,6 +157,12 @@ def test_asking_again_makes_sense_while_something_comes_to_an_end_by_itself() ->
     assert wait(VM, status(ContainerState.FAILED)) is None
     assert wait(VM, None) is None
     assert wait(replace(VM, state=VmState.FAILED)) is None
+
+
+def test_the_runbook_says_what_to_do_about_each_reason() -> None:
+    """Whoever reads a reason on a page finds it there."""
+    runbook = (contracts.ROOT / "docs" / "runbook.md").read_text()
+    assert [reason.value for reason in WaitReason if reason.value not in runbook] == []
 
 
 def test_a_generation_has_a_port_of_its_own() -> None:

@@ -159,9 +159,9 @@ def _of_container(vm: Vm, container: Container) -> RouteStatus:
     status, name = container.status, container.name
     said = f" {status.message}" if status.message else ""
     match status.state:
-        case ContainerState.RUNNING if container.epoch == vm.epoch and status.health is not Health.NOT_SERVING:
+        case ContainerState.RUNNING if container.epoch == vm.epoch and status.health is Health.SERVING:
             return RouteStatus(state=RouteState.SERVING, epoch=vm.epoch, generation=container.generation)
-        case ContainerState.RUNNING if container.epoch == vm.epoch:
+        case ContainerState.RUNNING if container.epoch == vm.epoch and status.health is Health.NOT_SERVING:
             message = f"Container {name} runs, and its probe says that it is not well; read its log."
             return _waiting(WaitReason.CONTAINER_UNHEALTHY, message)
         case ContainerState.FAILED:
@@ -173,6 +173,7 @@ def _of_container(vm: Vm, container: Container) -> RouteStatus:
         case ContainerState.BACKOFF | ContainerState.STOPPING:
             return _waiting(WaitReason.CONTAINER_RESTARTING, f"Container {name} is being restarted.{said}")
         case _:
+            # One that runs, and whose probe has not answered yet, does not take connections yet either.
             return _waiting(WaitReason.CONTAINER_STARTING, f"Container {name} is starting.")
 
 
