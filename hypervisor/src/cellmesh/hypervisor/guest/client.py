@@ -30,7 +30,7 @@ _STOP_MARGIN = timedelta(seconds=15)
 
 
 # A connection takes 40 KB, and the next one no longer than a call: few are kept for nobody.
-MOST_IDLE = 32
+MOST_IDLE = 16
 
 
 @dataclass(slots=True, kw_only=True)
