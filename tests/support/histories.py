@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import grpc
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -29,8 +30,8 @@ from cellmesh.hypervisor.domain.container import ContainerState
 from cellmesh.hypervisor.domain.vm import DesiredState, VmState
 from cellmesh.hypervisor.vmm import sweep
 from cellmesh.hypervisor.vmm.layout import short
-from cellmesh.mesh.channel import unix_channel
-from cellmesh.mesh.errors import MeshError
+from cellmesh.mesh.channel import MeshChannel, unix_channel
+from cellmesh.mesh.errors import DownstreamUnavailable, MeshError
 from simulator import Fault, FaultKind, Hub, SimulatedProcess
 from support.invariants import Broken, Invariant
 from support.ledger import Ledger
@@ -42,6 +43,7 @@ _PAUSE = 0.01
 _HANGS_SECONDS = 0.05
 _CONTAINER = "app"
 _CONTAINER_SECONDS = 0.3
+_DIES_SECONDS = 2.0
 _AT_REST = {DesiredState.RUNNING: VmState.RUNNING, DesiredState.STOPPED: VmState.STOPPED}
 T = TypeVar("T")
 
@@ -102,12 +104,23 @@ class World:
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:
         """Call the hypervisor, again with another one if it dies meanwhile; MeshError if it refuses."""
         while True:
+            async with self.starting:
+                called = self.it.process
             try:
                 return await make()
-            except MeshError:
-                if not self.dead:
+            except (MeshError, grpc.aio.UsageError) as error:
+                # Another call may have seen it die first, and have hung up and started the next one.
+                if self.it.process is called and not await self._dies(error):
                     raise
-                await self.restarted()
+            await self.restarted()
+
+    async def _dies(self, error: Exception) -> bool:
+        """Tell whether the hypervisor is dead, or about to be: its sockets close a moment before it is gone."""
+        if self.it.process is not None and isinstance(error, DownstreamUnavailable):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DIES_SECONDS):
+                    await self.it.process.wait()
+        return self.dead
 
     def process(self, vm_id: str) -> SimulatedProcess | None:
         """Return the VMM of a VM, if one runs."""
@@ -302,26 +315,37 @@ class Histories(RuleBasedStateMachine):
             container_name=_CONTAINER,
             spec=container_pb2.ContainerSpec(image=self.world.image),
         )
-        # A connection of its own: a guest that does not answer must not make us doubt the hypervisor.
-        socket = self.world.it.run_dir / "operator.sock"
+
+        async def start(channel: MeshChannel) -> None:
+            stub = container_service_pb2_grpc.ContainerServiceStub(channel)
+            await stub.StartContainer(request, timeout=_CONTAINER_SECONDS)
+
         try:
-            async with unix_channel(socket, downstream="hypervisor") as channel:
-                stub = container_service_pb2_grpc.ContainerServiceStub(channel)
-                await self.world.call(lambda: stub.StartContainer(request, timeout=_CONTAINER_SECONDS))
+            await self._call_alone(start)
         except MeshError as error:
             if error.reason in {"INTERNAL", "RESPONSE_INVALID"}:
                 raise Broken(Invariant.WISHES, f"StartContainer: {error}") from error
 
     async def _try_switch(self, request: route_service_pb2.SwitchRouteRequest) -> None:
-        # A connection of its own, for the same reason: no edge is there to serve what is stored.
-        socket = self.world.it.run_dir / "operator.sock"
+        async def switch(channel: MeshChannel) -> None:
+            await route_service_pb2_grpc.RouteServiceStub(channel).SwitchRoute(request, timeout=30.0)
+
         try:
-            async with unix_channel(socket, downstream="hypervisor") as channel:
-                stub = route_service_pb2_grpc.RouteServiceStub(channel)
-                await self.world.call(lambda: stub.SwitchRoute(request, timeout=30.0))
+            await self._call_alone(switch)
         except MeshError as error:
-            if error.reason not in {"CONTAINER_NOT_FOUND", "EDGE_UNREACHABLE", "DOWNSTREAM_UNAVAILABLE"}:
+            # No edge is there to serve what is stored.
+            if error.reason not in {"CONTAINER_NOT_FOUND", "EDGE_UNREACHABLE"}:
                 raise Broken(Invariant.WISHES, f"SwitchRoute: {error}") from error
+
+    async def _call_alone(self, make: Callable[[MeshChannel], Awaitable[None]]) -> None:
+        """Call on a connection of its own: what does not answer behind the hypervisor must not make us doubt it."""
+
+        async def called() -> None:
+            # Another one for each hypervisor: a connection remembers for a while that nobody was there.
+            async with unix_channel(self.world.it.run_dir / "operator.sock", downstream="hypervisor") as channel:
+                await make(channel)
+
+        await self.world.call(called)
 
     async def _killed(self, *, failpoint: str = "") -> None:
         process = self.world.it.process
