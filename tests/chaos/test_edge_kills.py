@@ -132,6 +132,7 @@ async def _switch_once_connected(scene: Scene) -> None:
                 except MeshError as error:
                     if error.reason != "EDGE_UNREACHABLE":
                         raise
+                    await scene.edge.it.hang_up()  # its breaker would make us wait longer than the edge does
                 await asyncio.sleep(0.01)
 
 
@@ -143,10 +144,10 @@ async def test_without_a_bridge(scene: Scene) -> None:
     async with traffic(scene) as it:
         os.kill(bridge, signal.SIGKILL)
         killed = time.monotonic()
-        async with asyncio.timeout(SECONDS):
-            await it.alices.lost.wait()
         await it.back(scene.alice)
         scene.note("bridge", "its VM answers", time.monotonic() - killed)
+        async with asyncio.timeout(SECONDS):
+            await it.alices.lost.wait()
         await it.visitors.answered(_ENOUGH)
         await _goes_on(it.bobs)
     assert it.failed(scene.bob)[:3] == []
