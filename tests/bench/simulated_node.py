@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from cellmesh.hypervisor.domain.route import default_routes
+from cellmesh.hypervisor.domain.vm import DesiredState, VmState
+from cellmesh.hypervisor.store import Store
 from simulator import Hub
 from support.edge import Edge, edge_of, free_port, listening
 from support.hollow_images import hollow_container, hollow_guest
 from support.node import Node, node, short_directory
+from support.vms import NOW, make_vm
 
 
 @asynccontextmanager
@@ -25,16 +29,25 @@ async def simulated_node() -> AsyncIterator[Node]:
 
 
 @asynccontextmanager
-async def simulated_edge() -> AsyncIterator[Edge]:
-    """Run a hypervisor that can boot simulated VMs, with its edge."""
+async def simulated_edge(*, stopped_cells: int = 0) -> AsyncIterator[Edge]:
+    """Run a hypervisor that can boot simulated VMs, with its edge; it knows so many cells already, and none runs."""
     with short_directory() as directory:
         images, port = directory / "state" / "images", free_port()
         hollow_guest(images)
         image = hollow_container(images)
+        await _know(directory / "state" / "hypervisor.db", stopped_cells)
         with _hub(directory / "hub") as binary:
             async with node(directory, binary, **listening(port)) as it, edge_of(it, port) as edge:
                 edge.image = image
                 yield edge
+
+
+async def _know(database: Path, cells: int) -> None:
+    async with Store.opened(database) as store, store.transaction() as tx:
+        for _ in range(cells):
+            vm = make_vm(state=VmState.STOPPED, desired=DesiredState.STOPPED)
+            await tx.add_vm(vm)
+            await tx.add_routes(default_routes(vm.vm_id, NOW))
 
 
 @contextmanager
