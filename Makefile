@@ -9,19 +9,29 @@ AS_ROOT := $(SUDO) env PATH="$(PATH)"
 SOURCES := mesh hypervisor guest-agent cli tools tests examples hatch_build.py
 
 # What the host must have; `cellmesh doctor` says what each is for.
-PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd gcc libc6-dev chromium-headless-shell
+PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd gcc libc6-dev
+# What only the tests need: a real browser.
+TEST_PACKAGES := chromium-headless-shell
+
+# Install those of some Debian packages that are missing.
+define install
+missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+  $(SUDO) apt-get update -q >/dev/null && \
+  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; fi
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help deps setup demo test check fmt gen accept bench clean
+.PHONY: help deps test-deps setup demo test check fmt gen accept bench clean
 
 help: ## show the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages that are missing
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
-	  $(SUDO) apt-get update -q >/dev/null && \
-	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; fi
+	@$(call install,$(PACKAGES))
+
+test-deps: deps
+	@$(call install,$(TEST_PACKAGES))
 
 setup: deps $(VENV)/.ready ## make .venv with everything in it
 
@@ -34,7 +44,7 @@ $(VENV)/.ready: pyproject.toml hatch_build.py constraints.txt $(wildcard */pypro
 demo: setup ## boot a real microVM, run two containers in it, open their pages, clean up
 	$(AS_ROOT) $(BIN)/python tools/demo.py
 
-test: setup ## every test, real guests included
+test: setup test-deps ## every test, real guests included
 	$(AS_ROOT) $(BIN)/python -m pytest tests --ignore=tests/bench -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: setup ## measure; prints a table and writes build/bench.json
