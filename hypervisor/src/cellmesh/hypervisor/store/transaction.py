@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from cellmesh.hypervisor.domain.container import Container
@@ -52,6 +54,18 @@ _ADD_ANSWER = upsert(REQUESTS)
 _PUT_ANSWER = _ADD_ANSWER.on_conflict_do_update(
     index_elements=["method", "request_id"], set_=dict(_ADD_ANSWER.excluded)
 )
+
+
+@functools.cache
+def _entries(*, of_vm: bool, events_only: bool, vms_only: bool) -> Select[Any]:
+    query = select(EVENTS).where(EVENTS.c.sequence > bindparam("after"))
+    if of_vm:
+        query = query.where(EVENTS.c.vm_id == bindparam("key"))
+    if events_only:
+        query = query.where(EVENTS.c.kind.is_not(None))
+    if vms_only:
+        query = query.where(EVENTS.c.vm.is_not(None))
+    return query.order_by(EVENTS.c.sequence).limit(bindparam("most"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,14 +174,9 @@ class Reading:
         self, *, after: int, limit: int, vm_id: str = "", events_only: bool = False, vms_only: bool = False
     ) -> Sequence[Entry]:
         """Return entries of the log after a sequence, oldest first."""
-        query = select(EVENTS).where(EVENTS.c.sequence > after).order_by(EVENTS.c.sequence).limit(limit)
-        if vm_id:
-            query = query.where(EVENTS.c.vm_id == vm_id)
-        if events_only:
-            query = query.where(EVENTS.c.kind.is_not(None))
-        if vms_only:
-            query = query.where(EVENTS.c.vm.is_not(None))
-        return [_entry(dict(row)) for row in await self._connection.execute(query)]
+        query = _entries(of_vm=bool(vm_id), events_only=events_only, vms_only=vms_only)
+        values = {"after": after, "most": limit, **({"key": vm_id} if vm_id else {})}
+        return [_entry(dict(row)) for row in await self._connection.execute(query, values)]
 
     async def answer(self, intent: Intent) -> str | None:
         """Return the first answer to an intent, or None; RequestIdReused if the id was used for another request."""
