@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import aiohttp
 import pytest
 
-from bench.conftest import Interleave, Record
+from bench.conftest import Record
 from bench.simulated_node import simulated_edge
 from cellmesh.hypervisor.edge.endpoint import Endpoint
 from support.edge import DEV, LIVE, Cell, Edge
@@ -19,6 +19,7 @@ from support.envoy import ALICE, READY_SECONDS, EdgeUnderTest, running_edge
 from support.traffic import visit
 
 _SWITCHES = 200
+_WARMUP = 5
 _SWITCH_MILLISECONDS = 5.0
 _SWITCH_MILLISECONDS_P95 = 15.0
 _CLUSTER = f"{ALICE}/live"
@@ -57,24 +58,14 @@ def bare(runner: asyncio.Runner) -> Iterator[EdgeUnderTest]:
         runner.run(stack.aclose())
 
 
-def test_route_switch(
-    edge: Edge, bare: EdgeUnderTest, runner: asyncio.Runner, interleave: Interleave, record: Record
-) -> None:
+def test_route_switch(edge: Edge, bare: EdgeUnderTest, runner: asyncio.Runner, record: Record) -> None:
     """Prove that a switch, until a client is answered by the other container only, takes 5 ms, seldom 15."""
-    switching = runner.run(Switching.begin(edge))
-    telling = runner.run(Telling.begin(bare))
-    samples, floors = interleave(
-        lambda: runner.run(switching.switch()),
-        lambda: runner.run(telling.tell()),
-        rounds=_SWITCHES,
-        warmup=5,
-        reset=lambda: runner.run(switching.look()),
-    )
-    runner.run(switching.end())
+    switching, telling = runner.run(Switching.begin(edge)), runner.run(Telling.begin(bare))
+    samples, floors = runner.run(_by_turns(switching, telling.tell, rounds=_SWITCHES))
     record(
         "route_switch",
-        [1000 * sample for sample in samples],
-        floors=[1000 * floor for floor in floors],
+        samples,
+        floors=floors,
         unit="ms",
         max_value=_SWITCH_MILLISECONDS,
         max_p95=_SWITCH_MILLISECONDS_P95,
@@ -84,29 +75,39 @@ def test_route_switch(
     )
 
 
-def test_route_switch_among_many(
-    edge: Edge, crowded: Edge, runner: asyncio.Runner, interleave: Interleave, record: Record
-) -> None:
+def test_route_switch_among_many(edge: Edge, crowded: Edge, runner: asyncio.Runner, record: Record) -> None:
     """Prove that a switch takes at most 20 ms where the edge leads to 500 cells."""
-    alone, among = (runner.run(Switching.begin(each)) for each in (edge, crowded))
-    samples, floors = interleave(
-        lambda: runner.run(among.switch()),
-        lambda: runner.run(alone.timed()),
-        rounds=_SWITCHES_AMONG_MANY,
-        warmup=5,
-        reset=lambda: runner.run(among.look()),
-    )
+    alone, among = runner.run(Switching.begin(edge)), runner.run(Switching.begin(crowded))
+    samples, floors = runner.run(_by_turns(among, alone.switch, rounds=_SWITCHES_AMONG_MANY))
     runner.run(alone.end())
-    runner.run(among.end())
     record(
         "route_switch_500",
-        [1000 * sample for sample in samples],
-        floors=[1000 * floor for floor in floors],
+        samples,
+        floors=floors,
         unit="ms",
         max_value=_AMONG_MANY_MILLISECONDS,
         emulated=False,
         note="route_switch on a node with 500 cells, all but one of them stopped; floor: on a node with that one",
     )
+
+
+async def _by_turns(
+    switching: Switching, floor: Callable[[], Awaitable[None]], *, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Switch by turns with a floor, and see after each switch who answers; milliseconds of each."""
+    samples, floors = [], []
+    for _ in range(_WARMUP + rounds):
+        floors.append(await _milliseconds(floor))
+        samples.append(await _milliseconds(switching.switch))
+        await switching.look()
+    await switching.end()
+    return samples[_WARMUP:], floors[_WARMUP:]
+
+
+async def _milliseconds(do: Callable[[], Awaitable[None]]) -> float:
+    begun = time.perf_counter()
+    await do()
+    return 1000 * (time.perf_counter() - begun)
 
 
 @dataclass(eq=False)
@@ -131,12 +132,6 @@ class Switching:
         """Switch to the other container."""
         self.container = DEV if self.container == LIVE else LIVE
         await self.edge.switch(self.cell, self.container)
-
-    async def timed(self) -> float:
-        """Switch, and return the seconds it took."""
-        begun = time.perf_counter()
-        await self.switch()
-        return time.perf_counter() - begun
 
     async def look(self) -> None:
         """Prove that a request which begins now is answered by that container."""
@@ -167,10 +162,8 @@ class Telling:
         """Return where the cluster leads at this turn."""
         return Endpoint(path=self.edge.options.directory / f"{self.turn % 2}.sock", vm_id="vm", container="app")
 
-    async def tell(self) -> float:
-        """Let a cluster lead elsewhere; return the seconds until it does."""
+    async def tell(self) -> None:
+        """Let the cluster lead elsewhere, and wait until it does."""
         self.turn += 1
-        begun = time.perf_counter()
         version = self.edge.discovery.put({_CLUSTER: self.endpoint()})
         await self.edge.discovery.served(_CLUSTER, version, timeout=READY_SECONDS)
-        return time.perf_counter() - begun

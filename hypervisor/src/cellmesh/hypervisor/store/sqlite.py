@@ -43,12 +43,14 @@ class Connection:
         self._engine = engine
         self._pragmas = pragmas
         self._begin = begin
+        self._begins = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
         self._opened: sqlalchemy.Connection | None = None
 
-    async def begin(self) -> None:
-        """Begin a transaction; `commit` or `rollback` must follow, even if this fails."""
-        await self.run(lambda connection: connection.exec_driver_sql(self._begin))
+    def begin(self) -> None:
+        """Begin a transaction with the next step, which fails if that cannot be; `commit` or `rollback` must follow."""
+        # Not a step of its own: to the thread and back costs as much as most statements.
+        self._begins = True
 
     async def execute(
         self, statement: Executable, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
@@ -85,7 +87,15 @@ class Connection:
         self._thread.shutdown(wait=False)
 
     def _asked(self, step: Callable[[sqlalchemy.Connection], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, lambda: step(self._connection()))
+        begins, self._begins = self._begins, False
+
+        def taken() -> T:
+            connection = self._connection()
+            if begins:
+                connection.exec_driver_sql(self._begin)
+            return step(connection)
+
+        return asyncio.get_running_loop().run_in_executor(self._thread, taken)
 
     def _connection(self) -> sqlalchemy.Connection:
         if self._opened is None:

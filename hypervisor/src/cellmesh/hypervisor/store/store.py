@@ -57,7 +57,7 @@ class Store:
         """Open the database at `path`, making or migrating it; SchemaTooNew if a later version wrote it."""
         writer, readers = connections(path)
         try:
-            await writer.begin()
+            writer.begin()
             await writer.run(_prepare)
             await writer.commit(lambda: None)
             path.chmod(0o600)
@@ -74,7 +74,7 @@ class Store:
         """Enter a transaction: committed at the end, rolled back on any error; watchers hear of it after the commit."""
         async with self._writing:
             try:
-                await self._writer.begin()
+                self._writer.begin()
                 transaction = Transaction(self._writer, now=self._clock(), trace_id=self._trace_id())
                 yield transaction
             except BaseException:
@@ -93,7 +93,7 @@ class Store:
         """Enter a read-only transaction that sees one moment."""
         reader = await self._readers.get()
         try:
-            await reader.begin()
+            reader.begin()
             yield Reading(reader)
         finally:
             self._readers.put_nowait(reader)
