@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import select
 import socket
@@ -173,7 +174,12 @@ def test_an_early_answer_arrives_although_the_question_is_not_heard_to_its_end(t
                 break
             question += bytes(1 << 16)
         client.settimeout(None)
-        assert _receive_all(client) == answer
+        # What was said and not heard may end the connection as a reset, but not before its last byte.
+        heard = bytearray()
+        with contextlib.suppress(ConnectionResetError):
+            while data := client.recv(1 << 16):
+                heard += data
+        assert heard == answer
         thread.join()
 
 
