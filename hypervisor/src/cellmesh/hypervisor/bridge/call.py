@@ -36,7 +36,7 @@ class Call:
 class End:
     """One socket of a call, and what was read from it that `other` has not taken yet."""
 
-    __slots__ = ("backlog", "call", "counter", "done", "other", "socket", "watched")
+    __slots__ = ("backlog", "busy", "call", "counter", "done", "other", "socket", "watched")
 
     other: End
 
@@ -48,6 +48,8 @@ class End:
         self.backlog: memoryview | None = None
         self.done = False
         """Nothing more comes from it."""
+        self.busy = False
+        """What came last filled a chunk."""
         self.watched = 0
 
     @property

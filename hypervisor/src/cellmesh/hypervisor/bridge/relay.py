@@ -13,6 +13,7 @@ import time
 from collections import deque
 
 from cellmesh.hypervisor.bridge.call import Call, End, Route, shut
+from cellmesh.hypervisor.bridge.pipe import Pipe, TargetGone
 
 CONNECT_SECONDS = 2.0
 """cloud-hypervisor gives a guest as long to accept."""
@@ -41,6 +42,7 @@ class Relays:
         self._turned_away: deque[Call] = deque()
         """Those of them that found the VMM's queue full."""
         self._chunk = memoryview(bytearray(_CHUNK))
+        self._pipe = Pipe()
         self._epoll = select.epoll()
         # Held whenever anything but poll is done.
         self._lock = threading.Lock()
@@ -173,13 +175,30 @@ class Relays:
             self._part(end.call)  # this end can neither give nor take any more
 
     def _receive(self, end: End) -> None:
-        count = end.socket.recv_into(self._chunk)
-        if count:
-            self._send(end, self._chunk[:count])
+        if end.busy:
+            count = self._move(end)
         else:
+            count = end.socket.recv_into(self._chunk)
+            if count:
+                self._send(end, self._chunk[:count])
+        end.busy = count >= _CHUNK
+        if not count:
             end.done = True
             shut(end.other, socket.SHUT_WR)
             self._settle(end)
+
+    def _move(self, end: End) -> int:
+        """Send on much at once, without a copy; return how much has come."""
+        try:
+            count, left = self._pipe.move(end.socket, end.other.socket)
+        except TargetGone:
+            self._hush(end)
+            return _CHUNK
+        self._count(end.call.route, end.counter, count - len(left))
+        if left:
+            end.backlog = memoryview(left)
+            self._settle(end)
+        return count
 
     def _send(self, end: End, data: memoryview) -> None:
         """Send on what came from an end; what is not taken at once waits."""
@@ -189,10 +208,7 @@ class Relays:
         except BlockingIOError:
             taken = 0
         except OSError:
-            # The other takes no more, but it may have something left to give.
-            end.done, end.backlog = True, None
-            shut(end, socket.SHUT_RD)
-            self._settle(end)
+            self._hush(end)
             return
         self._count(end.call.route, end.counter, taken)
         left = taken < len(data)
@@ -203,6 +219,12 @@ class Relays:
             end.backlog = None
         if left != waited:
             self._settle(end)
+
+    def _hush(self, end: End) -> None:
+        """Hear no more from an end: the other takes no more, but it may have something left to give."""
+        end.done, end.backlog = True, None
+        shut(end, socket.SHUT_RD)
+        self._settle(end)
 
     def _settle(self, end: End) -> None:
         """Watch both ends for what is wanted of them now; part them once neither way has anything left."""
