@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from cellmesh.hypervisor.domain.container import ContainerState, ContainerStatus
 from cellmesh.hypervisor.domain.event import ContainerOomKilled, ContainerStateChanged, VmStateChanged
@@ -57,6 +58,26 @@ async def test_an_error_leaves_neither_state_nor_event_nor_news(store: Store) ->
         assert await reading.vm(vm.vm_id) is None
         assert await reading.entries(after=0, limit=10) == []
     assert store.mirror.vm(vm.vm_id) is None
+
+
+async def test_a_write_that_fails_with_the_commit_leaves_nothing(store: Store) -> None:
+    """A statement that goes with the commit and fails there undoes all, and the next transaction finds none open."""
+    vm, other = make_vm(), make_vm()
+    nothing: str = None  # type: ignore[assignment]  # an answer that cannot be stored
+
+    async def fail() -> None:
+        async with store.transaction() as tx:
+            await tx.add_vm(vm)
+            await tx.put_answer(Intent(method="m", request_id="r", fingerprint=b"f"), nothing)
+
+    with pytest.raises(IntegrityError):
+        await fail()
+    assert store.mirror.vm(vm.vm_id) is None
+    async with store.transaction() as tx:
+        await tx.add_vm(other)
+    async with store.reading() as reading:
+        assert await reading.vm(vm.vm_id) is None
+        assert await reading.vm(other.vm_id) == other
 
 
 async def test_a_commit_is_told_even_if_who_made_it_gave_up(store: Store) -> None:

@@ -34,6 +34,8 @@ _WRITER = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA wal
 # Readers never checkpoint: a checkpoint racing the writer is the corruption window of older SQLite.
 _READER = ("PRAGMA wal_autocheckpoint = 0", "PRAGMA query_only = ON", *_COMMON)
 T = TypeVar("T")
+Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""What a statement's parameters are, or those of several executions."""
 
 
 class Connection:
@@ -44,6 +46,7 @@ class Connection:
         self._pragmas = pragmas
         self._begin = begin
         self._begins = False
+        self._writes: list[tuple[Executable, Values]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
         self._opened: sqlalchemy.Connection | None = None
 
@@ -52,9 +55,11 @@ class Connection:
         # Not a step of its own: to the thread and back costs as much as most statements.
         self._begins = True
 
-    async def execute(
-        self, statement: Executable, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
-    ) -> Sequence[RowMapping]:
+    def write(self, statement: Executable, values: Values) -> None:
+        """Execute a statement that returns nothing with the next step, which fails if this does."""
+        self._writes.append((statement, values))
+
+    async def execute(self, statement: Executable, values: Values | None = None) -> Sequence[RowMapping]:
         """Execute a statement, once for each of several values, and return its rows."""
 
         def executed(connection: sqlalchemy.Connection) -> Sequence[RowMapping]:
@@ -72,13 +77,17 @@ class Connection:
         return await self._asked(step)
 
     async def commit(self, then: Callable[[], object]) -> None:
-        """Commit, and call `then` once that is done, even if who waits for it is cancelled meanwhile."""
-        committed = self._asked(sqlalchemy.Connection.commit)
+        """Commit, and call `then` once that is done, even if who waits for it is cancelled meanwhile.
+
+        What fails is rolled back.
+        """
+        committed = self._asked(_commit)
         committed.add_done_callback(lambda done: None if done.exception() else then())
         await asyncio.shield(committed)
 
     async def rollback(self) -> None:
         """End the transaction, if there is one, and undo what it did."""
+        self._writes.clear()
         await asyncio.shield(self._asked(sqlalchemy.Connection.rollback))
 
     async def close(self) -> None:
@@ -88,12 +97,20 @@ class Connection:
 
     def _asked(self, step: Callable[[sqlalchemy.Connection], T]) -> asyncio.Future[T]:
         begins, self._begins = self._begins, False
+        writes, self._writes = self._writes, []
 
         def taken() -> T:
             connection = self._connection()
-            if begins:
-                connection.exec_driver_sql(self._begin)
-            return step(connection)
+            try:
+                if begins:
+                    connection.exec_driver_sql(self._begin)
+                for statement, values in writes:
+                    connection.execute(statement, values)
+                return step(connection)
+            except BaseException:
+                if step is _commit:
+                    connection.rollback()
+                raise
 
         return asyncio.get_running_loop().run_in_executor(self._thread, taken)
 
@@ -104,6 +121,10 @@ class Connection:
                 self._opened.exec_driver_sql(pragma)
             self._opened.commit()
         return self._opened
+
+
+def _commit(connection: sqlalchemy.Connection) -> None:
+    connection.commit()
 
 
 def connections(path: Path) -> tuple[Connection, Sequence[Connection]]:

@@ -234,7 +234,7 @@ class Transaction(Reading):
         if vm.state is VmState.DELETED:
             await self._connection.execute(delete(VMS).where(VMS.c.vm_id == vm.vm_id))
         else:
-            await self._connection.execute(_SAVE_VM, {**rows.vm_to_row(vm), "key": vm.vm_id})
+            self._connection.write(_SAVE_VM, {**rows.vm_to_row(vm), "key": vm.vm_id})
         await self._log_vm(vm, before)
         return vm
 
@@ -284,7 +284,7 @@ class Transaction(Reading):
         """Store where a route leads from now on, with why, and return it as stored."""
         route = replace(route, revision=route.revision + 1, update_time=self.now)
         row = {**rows.route_to_row(route), "key": route.vm_id, "path": route.prefix}
-        await self._connection.execute(_SAVE_ROUTE, row)
+        self._connection.write(_SAVE_ROUTE, row)
         subject = Subject(
             vm_id=route.vm_id, container_name=payload.target.container, epoch=epoch, generation=generation
         )
@@ -295,7 +295,7 @@ class Transaction(Reading):
     async def log(self, subject: Subject, payload: Payload | None, *, vm: Vm | None = None) -> None:
         """Append one entry to the log."""
         kind, fields = (None, None) if payload is None else payloads.to_json(payload)
-        await self._connection.execute(
+        self._connection.write(
             _ADD_ENTRY,
             {
                 "time": rows.to_micros(self.now),
@@ -328,7 +328,7 @@ class Transaction(Reading):
             "answer": answer,
             "time": rows.to_micros(self.now),
         }
-        await self._connection.execute(_PUT_ANSWER, row)
+        self._connection.write(_PUT_ANSWER, row)
 
     async def set_draining(self, *, draining: bool) -> None:
         """Store whether the node takes new VMs."""
