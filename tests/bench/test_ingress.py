@@ -1,4 +1,4 @@
-"""What the way from Envoy into a container costs: bridge and guest relay, beside an Envoy that is led to the app itself.
+"""What the way from Envoy into a container costs: bridge and guest relay, beside an Envoy led to the app itself.
 
 Without a VM the joints are measured alone: the real bridge and the agent's real relay, on sockets of this machine.
 """
@@ -21,11 +21,12 @@ import pytest
 from bench.conftest import Record
 from bench.ingress_app import MESSAGE
 from bench.report import percentile
-from cellmesh.api.common.v1 import container_pb2
+from cellmesh.api.common.v1 import container_pb2, health_pb2
 from cellmesh.hypervisor.bridge.client import BridgeClient
 from cellmesh.hypervisor.edge.endpoint import Endpoint
 from cellmesh.hypervisor.vmm import bridges
 from cellmesh.image import ContainerImage, GuestImage
+from support.commands import Box
 from support.envoy import ALICE, BOB, READY_SECONDS, EdgeUnderTest, running_edge
 from support.node import short_directory
 from support.real_node import PATIENCE, real_node
@@ -40,31 +41,47 @@ _MESSAGES = 20
 _ROUNDS = 5
 _PATHS = ("/", "/dev/")
 """Two routes of one user: each may have 128 connections."""
-_EMULATED_TRIPS = 50
-_EMULATED_TRANSFER = 16 << 20
+_TRIPS_OF_A_VM = 100
+_TRANSFER_OF_A_VM = 16 << 20
 _SENT = bytes([0x82, 0x80 | MESSAGE, 0, 0, 0, 0])
 _ECHOED = bytes([0x82, MESSAGE])
 
-Timed = Callable[[str], float]
-"""Does something as a user, whose routes lead one way or the other; seconds."""
+Timed = Callable[[], float]
+"""Does something and returns the seconds it took; in a thread, as it blocks."""
+_INSIDE = """
+import socket, sys
+method, path, times, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+chunk = bytearray(1 << 18)
+with socket.create_connection(("127.0.0.1", 8080)) as connection:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for _ in range(times):
+        connection.sendall(f"{method} {path} HTTP/1.1\\r\\nHost: cell\\r\\nContent-Length: {size}\\r\\n\\r\\n".encode())
+        for _ in range(size // len(chunk)):
+            connection.sendall(chunk)
+        head, end, body = b"", b"", b""
+        while not end:
+            head += connection.recv(1 << 16)
+            _, end, body = head.partition(b"\\r\\n\\r\\n")
+        left = int(head.lower().partition(b"content-length: ")[2].split()[0]) - len(body)
+        while left:
+            left -= connection.recv_into(chunk, min(left, len(chunk)))
+"""
+"""Asks the app from inside its container, a number of times on one connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingress:
-    """An Envoy by which Alice reaches the app itself, and Bob the same or another through the joints."""
+    """An Envoy by which Bob reaches an app through the joints, and Alice without."""
 
     edge: EdgeUnderTest
     runner: asyncio.Runner
 
-    def by_turns(self, timed: Timed, *, rounds: int, warmup: int = 1) -> tuple[list[float], list[float]]:
-        """Measure something through the joints by turns with the same without; seconds of each."""
+    def by_turns(self, joined: Timed, floor: Timed, *, rounds: int, warmup: int = 1) -> tuple[list[float], list[float]]:
+        """Measure something through the joints by turns with its floor; seconds of each."""
 
         def measure() -> tuple[list[float], list[float]]:
-            joined, direct = [], []
-            for _ in range(rounds + warmup):
-                direct.append(timed(ALICE))
-                joined.append(timed(BOB))
-            return joined[warmup:], direct[warmup:]
+            pairs = [(joined(), floor()) for _ in range(rounds + warmup)][warmup:]
+            return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
         # The authorizer is a task of this process, and has to run meanwhile.
         return self.runner.run(asyncio.to_thread(measure))
@@ -200,17 +217,16 @@ async def bridged(directory: Path) -> AsyncIterator[tuple[Path, Path]]:
     (directory / "in").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    here = Path(__file__).parent
     servers = [
-        subprocess.Popen([sys.executable, here / "ingress_app.py", app, str(port)]),
-        subprocess.Popen([sys.executable, here / "ingress_guest.py", vsock, str(_GUEST_PORT), str(port)]),
+        _python("ingress_app.py", app, port),
+        _python("ingress_guest.py", vsock, _GUEST_PORT, port),
     ]
     try:
         pid, ticks = await bridges.start(directory, uid=directory.stat().st_uid)
         try:
             await BridgeClient(directory=directory).add("app", _GUEST_PORT)
             async with asyncio.timeout(READY_SECONDS):
-                while not (app.exists() and vsock.exists()):
+                while not (app.exists() and vsock.exists()):  # noqa: ASYNC110 - other processes make them
                     await asyncio.sleep(0.02)
             yield app, directory / "in" / "app"
         finally:
@@ -219,6 +235,10 @@ async def bridged(directory: Path) -> AsyncIterator[tuple[Path, Path]]:
         for server in servers:
             server.kill()
             server.wait()
+
+
+def _python(name: str, *arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, Path(__file__).with_name(name), *map(str, arguments)])
 
 
 @asynccontextmanager
@@ -231,23 +251,41 @@ async def joints_alone(runner: asyncio.Runner) -> AsyncIterator[Ingress]:
             yield Ingress(edge=edge, runner=runner)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """A VM into whose container Bob is led."""
+
+    ingress: Ingress
+    box: Box
+
+    def inside(self, method: str, path: str, *, times: int = 1, size: int = 0) -> float:
+        """Ask the app from inside its container; seconds of the host's clock for each time, without the command's own."""
+
+        async def took(times: int) -> float:
+            begun = time.perf_counter()
+            ended = await self.box.run("python3", "-c", _INSIDE, method, path, str(times), str(size))
+            assert ended.exit_code == 0, ended
+            return time.perf_counter() - begun
+
+        async def difference() -> float:
+            return (await took(times) - await took(0)) / times
+
+        return asyncio.run_coroutine_threadsafe(difference(), self.ingress.runner.get_loop()).result()
+
+
 @asynccontextmanager
-async def through_a_guest(runner: asyncio.Runner, guest: GuestImage, example: ContainerImage) -> AsyncIterator[Ingress]:
-    """Give the way into a container of a VM, and beside it the way to an app of this machine."""
-    with short_directory() as directory:
-        async with (
-            bridged(directory) as (app, _),
-            real_node(guest, [example]) as it,
-            running_edge() as edge,
-        ):
-            vm = await it.running()
-            probe = container_pb2.HealthProbe(http=container_pb2.HttpProbe(port=8080, path="/healthz"))
-            await it.start_container(vm.vm_id, example.digest, "app", probe=probe)
-            container = await it.until_container(vm.vm_id, "app", container_pb2.CONTAINER_STATE_RUNNING)
-            name = f"app.{container.epoch}.{container.generation}"
-            await lead(edge, ALICE, app)
-            await lead(edge, BOB, it.run_dir / "in" / vm.vm_id.replace("-", "")[:12] / name)
-            yield Ingress(edge=edge, runner=runner)
+async def through_a_guest(runner: asyncio.Runner, guest: GuestImage, example: ContainerImage) -> AsyncIterator[Guest]:
+    """Give the way into a container of a VM."""
+    async with real_node(guest, [example]) as it, running_edge() as edge:
+        vm = await it.running()
+        probe = container_pb2.HealthProbe(http=container_pb2.HttpProbe(port=8080, path="/healthz"))
+        await it.start_container(vm.vm_id, example.digest, probe=probe)
+        async with asyncio.timeout(PATIENCE):
+            while (container := await it.container(vm.vm_id)).status.health != health_pb2.HEALTH_STATUS_SERVING:
+                await asyncio.sleep(0.1)
+        name = f"app.{container.epoch}.{container.generation}"
+        await lead(edge, BOB, it.run_dir / "in" / vm.vm_id.replace("-", "")[:12] / name)
+        yield Guest(ingress=Ingress(edge=edge, runner=runner), box=Box(node=it, vm_id=vm.vm_id, name="app"))
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +299,8 @@ def joints(runner: asyncio.Runner) -> Iterator[Ingress]:
 
 
 @pytest.fixture(scope="module")
-def vm(runner: asyncio.Runner, guest_image: GuestImage, example_images: dict[str, ContainerImage]) -> Iterator[Ingress]:
-    """Give the ways of which one leads into a VM."""
+def vm(runner: asyncio.Runner, guest_image: GuestImage, example_images: dict[str, ContainerImage]) -> Iterator[Guest]:
+    """Give the way into a VM."""
     stack = AsyncExitStack()
     try:
         yield runner.run(stack.enter_async_context(through_a_guest(runner, guest_image, example_images["live"])))
@@ -270,72 +308,94 @@ def vm(runner: asyncio.Runner, guest_image: GuestImage, example_images: dict[str
         runner.run(stack.aclose())
 
 
-def record_trips(ingress: Ingress, record: Record, name: str, *, trips: int, emulated: bool, way: str) -> None:
-    """Measure small requests on connections that are kept."""
-    with ingress.visitor(ALICE) as alice, ingress.visitor(BOB) as bob:
-        visitors = {ALICE: alice, BOB: bob}
-        joined, direct = ingress.by_turns(lambda user: visitors[user].trip(), rounds=trips, warmup=20)
-    joined, direct = ([1000 * each for each in samples] for samples in (joined, direct))
-    added = [percentile(joined, percent) - percentile(direct, percent) for percent in (50, 99)]
-    note = (
-        f"a small request through Envoy, authorizer and {way}: adds {added[0]:.3f} ms at p50, {added[1]:.3f} at p99 "
-        f"({percentile(direct, 99):.3f} to {percentile(joined, 99):.3f}); floor: Envoy led to the app's unix socket"
-    )
-    record(name, joined, floors=direct, unit="ms", emulated=emulated, note=note)
+def in_milliseconds(samples: list[float]) -> list[float]:
+    """Return seconds as milliseconds."""
+    return [1000 * sample for sample in samples]
 
 
-def record_transfer(ingress: Ingress, record: Record, name: str, *, size: int, emulated: bool, way: str) -> None:
-    """Measure a large transfer."""
+def transfer(ingress: Ingress, user: str, way: str, size: int) -> float:
+    """Download or upload on a connection of its own; seconds."""
+    with ingress.visitor(user) as visitor:
+        return visitor.download(size) if way == "down" else visitor.upload(size)
 
-    def timed(user: str) -> float:
-        with ingress.visitor(user) as visitor:
-            return visitor.download(size) if name.endswith("down") else visitor.upload(size)
 
-    joined, direct = ingress.by_turns(timed, rounds=3)
-    speeds = [size / percentile(samples, 50) / 1e9 for samples in (joined, direct)]
-    note = f"{size // _MIB} MiB through Envoy and {way}: {speeds[0]:.2f} GB/s, floor: {speeds[1]:.2f} GB/s without"
-    per_mib = [[1000 * each / (size / _MIB) for each in samples] for samples in (joined, direct)]
-    record(name, per_mib[0], floors=per_mib[1], unit="ms/MiB", emulated=emulated, note=note)
+def per_mebibyte(samples: list[float], size: int) -> list[float]:
+    """Return seconds for a size as milliseconds for a MiB."""
+    return [1000 * sample / (size / _MIB) for sample in samples]
+
+
+def gigabytes(samples: list[float], size: int) -> str:
+    """Return the median speed of a size, in words."""
+    return f"{size / percentile(samples, 50) / 1e9:.2f} GB/s"
 
 
 def test_ingress_added(joints: Ingress, record: Record) -> None:
     """Measure what bridge and relay add to a request."""
-    record_trips(joints, record, "ingress_added", trips=_ROUND_TRIPS, emulated=False, way="both joints, without a VM")
+    with joints.visitor(ALICE) as alice, joints.visitor(BOB) as bob:
+        joined, direct = map(in_milliseconds, joints.by_turns(bob.trip, alice.trip, rounds=_ROUND_TRIPS, warmup=20))
+    added = [percentile(joined, percent) - percentile(direct, percent) for percent in (50, 99)]
+    note = (
+        f"a small request through Envoy, authorizer and both joints, without a VM: they add {added[0]:.3f} ms at p50, "
+        f"{added[1]:.3f} at p99 ({percentile(direct, 99):.3f} to {percentile(joined, 99):.3f}); "
+        "floor: Envoy led to the app's unix socket"
+    )
+    record("ingress_added", joined, floors=direct, unit="ms", emulated=False, note=note)
 
 
 @pytest.mark.parametrize("way", ["down", "up"])
 def test_ingress_throughput(joints: Ingress, record: Record, way: str) -> None:
     """Measure how fast 1 GiB passes both joints."""
-    name = f"ingress_throughput_{way}"
-    record_transfer(joints, record, name, size=_TRANSFER, emulated=False, way="both joints, without a VM")
+    joined, direct = joints.by_turns(
+        lambda: transfer(joints, BOB, way, _TRANSFER), lambda: transfer(joints, ALICE, way, _TRANSFER), rounds=3
+    )
+    note = (
+        f"{_TRANSFER // _MIB} MiB through Envoy and both joints, without a VM: {gigabytes(joined, _TRANSFER)}; "
+        f"floor: {gigabytes(direct, _TRANSFER)} with Envoy led to the app's unix socket"
+    )
+    samples, floors = (per_mebibyte(each, _TRANSFER) for each in (joined, direct))
+    record(f"ingress_throughput_{way}", samples, floors=floors, unit="ms/MiB", emulated=False, note=note)
 
 
 def test_websocket_echo(joints: Ingress, record: Record) -> None:
     """Prove that of 200 WebSockets that speak at once every message is echoed, and measure how fast."""
     with ExitStack() as stack:
-        opened = joints.runner.run(
-            asyncio.to_thread(lambda: {user: WebSockets(joints, user, stack) for user in (ALICE, BOB)})
-        )
-        joined, direct = joints.by_turns(lambda user: opened[user].echo(), rounds=_ROUNDS)
+        opened = [asyncio.to_thread(WebSockets, joints, user, stack) for user in (BOB, ALICE)]
+        bob, alice = [joints.runner.run(each) for each in opened]
+        joined, direct = joints.by_turns(bob.echo, alice.echo, rounds=_ROUNDS)
     messages = _WEBSOCKETS * _MESSAGES
     speeds = [messages / percentile(samples, 50) for samples in (joined, direct)]
-    note = f"{_WEBSOCKETS} WebSockets, {MESSAGE} bytes: {speeds[0]:.0f} messages/s, none lost; {speeds[1]:.0f} without the joints"
+    note = (
+        f"{_WEBSOCKETS} WebSockets at once, messages of {MESSAGE} bytes, none lost: {speeds[0]:.0f} messages/s there "
+        f"and back through both joints, without a VM; floor: {speeds[1]:.0f} with Envoy led to the app's unix socket"
+    )
     per_message = [[1e6 * each / messages for each in samples] for samples in (joined, direct)]
     record("websocket_echo", per_message[0], floors=per_message[1], unit="us", emulated=False, note=note)
 
 
 @pytest.mark.guest
 @pytest.mark.timeout(600)
-def test_ingress_added_in_a_vm(vm: Ingress, record: Record, *, emulated: bool) -> None:
-    """Measure a request to a container of a VM."""
-    way = "the joints of a VM; the app is a slower one"
-    record_trips(vm, record, "ingress_added_vm", trips=_EMULATED_TRIPS, emulated=emulated, way=way)
+def test_ingress_added_in_a_vm(vm: Guest, record: Record, *, emulated: bool) -> None:
+    """Measure a request to a container of a VM beside the same made inside that container."""
+    with vm.ingress.visitor(BOB) as bob:
+        joined, _ = vm.ingress.by_turns(bob.trip, lambda: 0.0, rounds=_TRIPS_OF_A_VM, warmup=5)
+    inside, _ = vm.ingress.by_turns(lambda: vm.inside("GET", "/", times=_TRIPS_OF_A_VM), lambda: 0.0, rounds=3)
+    samples, floors = map(in_milliseconds, (joined, inside))
+    note = "a small request through Envoy, authorizer and both joints of a VM; floor: the same inside the container"
+    record("ingress_added_vm", samples, floors=floors, unit="ms", emulated=emulated, note=note)
 
 
 @pytest.mark.guest
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", ["down", "up"])
-def test_ingress_throughput_of_a_vm(vm: Ingress, record: Record, way: str, *, emulated: bool) -> None:
-    """Measure how fast bytes pass from and to a container of a VM."""
-    name = f"ingress_throughput_vm_{way}"
-    record_transfer(vm, record, name, size=_EMULATED_TRANSFER, emulated=emulated, way="a VM; the app is a slower one")
+def test_ingress_throughput_of_a_vm(vm: Guest, record: Record, way: str, *, emulated: bool) -> None:
+    """Measure how fast bytes pass from and to a container of a VM beside the same bytes inside that container."""
+    size = _TRANSFER_OF_A_VM
+    asked = ("GET", f"/download?size={size}", 0) if way == "down" else ("POST", "/upload", size)
+    joined, inside = vm.ingress.by_turns(
+        lambda: transfer(vm.ingress, BOB, way, size),
+        lambda: vm.inside(asked[0], asked[1], size=asked[2]),
+        rounds=3,
+    )
+    note = f"{size // _MIB} MiB through Envoy and both joints of a VM; floor: the same inside the container"
+    samples, floors = (per_mebibyte(each, size) for each in (joined, inside))
+    record(f"ingress_throughput_vm_{way}", samples, floors=floors, unit="ms/MiB", emulated=emulated, note=note)

@@ -14,7 +14,7 @@ class TargetGone(Exception):
 
 
 class Pipe:
-    """A pipe by which the kernel hands pages on; empty between two moves, so that one serves all sockets of a thread."""
+    """A pipe by which the kernel hands pages on; empty between two moves, so one serves all sockets of a thread."""
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
