@@ -243,9 +243,11 @@ class Tenancy:
         self.gone[vm_id] = time.monotonic()
 
     def strangers(self, exchanges: Iterable[Exchange]) -> list[Exchange]:
-        """Return the answers of a VM that is not the user's, or was gone before the request began."""
+        """Return the answers of a VM that is known to be another user's, or was gone before the request began."""
         return [each for each in exchanges if each.canary is not None and self._is_strange(each, each.canary)]
 
     def _is_strange(self, exchange: Exchange, canary: Canary) -> bool:
-        is_theirs = self.owners.get(canary.vm_id) == exchange.user_id
+        if canary.vm_id not in self.owners:
+            return False
+        is_theirs = self.owners[canary.vm_id] == exchange.user_id
         return not is_theirs or self.gone.get(canary.vm_id, _NEVER) < exchange.begun
