@@ -17,6 +17,8 @@ class _Reply:
     from_status: int = 0
     status: int = 0
     retry_after: int = 0
+    refresh: int = 0
+    """Seconds after which a person's page looks again by itself: a cell that comes back needs no one to reload it."""
 
 
 # The first that matches is taken.
@@ -27,6 +29,7 @@ _REPLIES = (
         flags=("UAEX",),
         from_status=503,
         retry_after=2,
+        refresh=2,
     ),
     # Any other refusal of the authorizer's has words of its own.
     _Reply(reason="", message="", flags=("UAEX",)),
@@ -42,6 +45,7 @@ _REPLIES = (
         message="You have no cell here, or it is just being made. Try again in a moment, or ask for one.",
         flags=("NC",),
         retry_after=5,
+        refresh=5,
     ),
     _Reply(
         reason="UNKNOWN_HOST",
@@ -54,6 +58,7 @@ _REPLIES = (
         message="The container does not take connections. Try again in a moment; if that lasts, look at its logs.",
         flags=("UF", "UH", "URX"),
         retry_after=2,
+        refresh=2,
     ),
     _Reply(
         reason="CONTAINER_BUSY",
@@ -67,6 +72,8 @@ _REPLIES = (
         message="The container ended the connection before it had answered. Look at its logs, then try again.",
         flags=("UC", "UR", "UPE"),
         status=502,
+        # One without a probe counts as running before its port is open.
+        refresh=5,
     ),
     _Reply(
         reason="TOO_SLOW",
@@ -151,7 +158,8 @@ _REPLIES = (
 )
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>body{{font:1.1em/1.5 system-ui;max-width:36em;margin:15vh auto;padding:0 1em;color:#222;\
+{refresh}<title>{title}</title>
+<style>body{{font:1.1em/1.5 system-ui;max-width:36em;margin:15vh auto;padding:0 1em;color:#222;\
 background:#fff}}code{{color:#666}}@media(prefers-color-scheme:dark){{body{{color:#ddd;background:#111}}}}</style>
 <h1>{title}</h1><p>{message}</p>
 <p><code>{reason} &middot; request %REQ(X-REQUEST-ID)%</code></p>
@@ -223,5 +231,6 @@ def _json(reply: _Reply) -> Json:
 def _page(reply: _Reply) -> Json:
     # The message's first sentence says what happened, the others what to do.
     title, _, advice = reply.message.partition(". ")
-    text = _PAGE.format(title=html.escape(title), message=html.escape(advice), reason=reply.reason)
+    refresh = f'<meta http-equiv="refresh" content="{reply.refresh}">' if reply.refresh else ""
+    text = _PAGE.format(title=html.escape(title), message=html.escape(advice), reason=reply.reason, refresh=refresh)
     return {"text_format_source": {"inline_string": text}, "content_type": "text/html; charset=utf-8"}
