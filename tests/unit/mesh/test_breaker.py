@@ -130,6 +130,16 @@ def test_only_illness_opens() -> None:
         breaker = Breaker("d", fail_max=2)
 
 
+def test_what_lies_behind_does_not_open() -> None:
+    """A downstream that tells, with a reason of its own, of something else that is away is not ill itself."""
+    away = type("GuestAway", (DownstreamUnavailable,), {"domain": "hypervisor.cellmesh"})("away")
+    breaker = Breaker("d", fail_max=2)
+    _fail(breaker, away, 10)
+    assert breaker.state == "closed"
+    _fail(breaker, DownstreamUnavailable("gone"), 2)
+    assert breaker.state == "open"
+
+
 def test_cancelled_probe_does_not_close() -> None:
     """A user who goes away while the downstream is being tried proves nothing; the next call tries again."""
     now = [0.0]

@@ -14,10 +14,12 @@ from datetime import timedelta
 
 import pybreaker
 
-from cellmesh.mesh.errors import Code, DownstreamUnavailable, MeshError
+from cellmesh.mesh.errors import COMMON_DOMAIN, Code, DownstreamUnavailable, MeshError
 
 FAILURES = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL})
 """What says that a downstream is ill; any other error is an answer like another."""
+# A reason of the downstream's own is its answer: it is there, and tells of something behind it that is not.
+_DOMAINS = frozenset({"", COMMON_DOMAIN})
 
 
 class BreakerOpen(DownstreamUnavailable):
@@ -64,7 +66,7 @@ class Breaker:
         try:
             yield
         except MeshError as error:
-            self._report(era, failed=error.code in FAILURES)
+            self._report(era, failed=error.code in FAILURES and error.domain in _DOMAINS)
             raise
         else:
             self._report(era, failed=False)
