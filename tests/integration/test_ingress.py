@@ -105,6 +105,16 @@ async def test_each_generation_is_reached_by_a_socket_of_its_own(it: Node, image
     assert {(await ask(path))["container"] for path in directory.iterdir()} == {"app", "a" * 32}
 
 
+async def test_a_container_may_be_called_agent(it: Node, image: str) -> None:
+    """The bridge's own socket to the agent is told apart from those of a container of that name."""
+    vm = await it.running()
+    await it.start_container(vm.vm_id, image, "agent")
+    assert (await ask(directory_of(it, vm.vm_id) / "agent.1.1"))["container"] == "agent"
+    await restart(it, vm.vm_id, "agent")
+    assert (await ask(directory_of(it, vm.vm_id) / "agent.1.2"))["generation"] == 2
+    await until_refused(directory_of(it, vm.vm_id) / "agent.1.1")
+
+
 async def test_a_container_that_comes_back_by_itself_keeps_its_socket(it: Node, hub: Hub, image: str) -> None:
     """A process that ends and is restarted by its policy is the same generation, on the same socket."""
     vm = await it.running()

@@ -16,7 +16,6 @@ from cellmesh.hypervisor.vmm.model import Handle
 CONNECTIONS = 256
 """How many connections one container may have open: the edge adds one for each request of HTTP/1.1 at once."""
 _BACKLOG = 1024
-_AGENT = "agent."
 
 
 def ingress_name(container: str, *, epoch: int, generation: int) -> str:
@@ -80,4 +79,5 @@ class Ingress:
 
 def _ingress_of(stats: Mapping[str, object]) -> set[str]:
     listeners = stats.get("listeners")
-    return {name for name in listeners if not name.startswith(_AGENT)} if isinstance(listeners, dict) else set()
+    # The agent's own is `agent.<epoch>`; a container may be called agent too.
+    return {name for name in listeners if name.count(".") == 2} if isinstance(listeners, dict) else set()
