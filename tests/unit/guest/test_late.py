@@ -48,6 +48,14 @@ def test_a_late_module_is_run_once_at_its_first_use(package: Path) -> None:
     assert Path(module.__file__ or "") == package / "a.py"
 
 
+def test_a_module_that_is_put_off_twice_is_run_all_the_same(package: Path) -> None:
+    """Whoever starts the agent with something beside it may put the same modules off once more."""
+    (package / "a.py").write_text(f"{_COUNTING}value = 7\n")
+    late.put_off(("tardy.a",))
+    assert importlib.import_module("tardy.a").value == 7
+    assert _runs() == 1
+
+
 def test_from_a_late_module_runs_it(package: Path) -> None:
     """`from module import name` is a use."""
     (package / "a.py").write_text(f"{_COUNTING}value = 7\n")

@@ -67,7 +67,9 @@ class _Finder:
         if name not in self._names:
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)  # type: ignore[arg-type]  # sequences
+            # Late once is late enough, even if it was asked for twice.
+            others = not isinstance(finder, _Finder)
+            spec = finder.find_spec(name, path, target) if others else None  # type: ignore[arg-type]  # sequences
             if spec is not None and spec.loader is not None:
                 spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # the two methods that are called
                 return spec
