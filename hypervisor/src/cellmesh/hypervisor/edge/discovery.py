@@ -65,13 +65,16 @@ class Discovery:
         changed = [name for name, endpoint in endpoints.items() if self._endpoints.get(name) != endpoint]
         if changed or not self._version:
             self._version += 1
+        known = {name for name in changed if name in self._endpoints}
         for name in changed:
             if (endpoint := endpoints[name]) is None:
                 del self._endpoints[name], self._versions[name]
             else:
                 self._endpoints[name], self._versions[name] = endpoint, self._version
+        # A cluster that leads elsewhere is the same cluster.
+        clusters = [name for name in changed if name not in known or endpoints[name] is None]
         for stream in self._streams:
-            stream.changed(changed)
+            stream.changed(clusters=clusters, endpoints=changed)
         return self._version
 
     async def served(self, name: str, version: int, *, timeout: float) -> None:  # noqa: ASYNC109  # told in its error
@@ -168,10 +171,10 @@ class Stream:
         self.wake.set()
         self._discovery.tell()
 
-    def changed(self, names: Iterable[str]) -> None:
-        """Note that these changed."""
-        for kind in self._kinds.values():
-            kind.changed(names)
+    def changed(self, *, clusters: Iterable[str], endpoints: Iterable[str]) -> None:
+        """Note which clusters came or went, and which lead elsewhere."""
+        self._clusters.changed(clusters)
+        self._endpoints.changed(endpoints)
         self.wake.set()
 
     def responses(self) -> Iterator[discovery_pb2.DeltaDiscoveryResponse]:

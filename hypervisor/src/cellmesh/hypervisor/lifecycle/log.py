@@ -16,6 +16,8 @@ from cellmesh.mesh.watch import Change, Hub
 _log = structlog.get_logger()
 _PAGE = 256
 _PAUSE = 1.0
+# A commit seldom comes alone, and its caller waits for an answer: both come before who only watches.
+_GATHER = 0.005
 # Entries are shared by all watchers; a queue holds references, so room for a burst of a full node costs little.
 _QUEUE = 8192
 
@@ -77,6 +79,7 @@ class Log:
                     await asyncio.sleep(_PAUSE)
                     continue
                 await changed.wait()
+                await asyncio.sleep(_GATHER)
 
     async def _publish(self) -> None:
         """Publish what was committed since the last look."""
