@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import sqlite3
 import threading
 from dataclasses import replace
@@ -245,6 +247,19 @@ async def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> No
         async with Store.opened(path):
             pytest.fail("it was opened")
     assert path.read_bytes() == before
+
+
+async def test_a_holder_that_dies_is_waited_for(tmp_path: Path) -> None:
+    """What is left of a killed hypervisor for a moment, such as a child before its exec, keeps no other out."""
+    copy = os.open(tmp_path / "hypervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(copy, fcntl.LOCK_EX)
+
+    def hold() -> str:
+        with StateLock(tmp_path):
+            return (tmp_path / "hypervisor.lock").read_text()
+
+    asyncio.get_running_loop().call_later(0.1, os.close, copy)
+    assert await asyncio.to_thread(hold) == f"{os.getpid()}\n"
 
 
 async def test_one_state_directory_has_one_holder(tmp_path: Path) -> None:

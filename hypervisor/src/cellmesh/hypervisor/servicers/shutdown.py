@@ -45,7 +45,8 @@ class Shutdown:
         try:
             async with limit:
                 yield
-        except TimeoutError:
+        except (TimeoutError, GeneratorExit):
+            # A stream that was just writing an answer is cut there, outside of its generator, which is only closed.
             if not limit.expired():
                 raise
             raise NodeShuttingDown from None

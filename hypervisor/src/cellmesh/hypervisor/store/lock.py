@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
+
+# A child that was just forked has a copy of the lock until its exec, even if its parent has been killed meanwhile.
+_PATIENCE = 1.0
+_PAUSE = 0.02
 
 
 class StateInUse(Exception):
@@ -19,7 +24,7 @@ class StateInUse(Exception):
 
 
 class StateLock:
-    """Holds `<state>/hypervisor.lock` for as long as it is entered; StateInUse if somebody else does."""
+    """Holds `<state>/hypervisor.lock` for as long as it is entered; StateInUse if somebody else does for a second."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "hypervisor.lock"
@@ -28,12 +33,10 @@ class StateLock:
     def __enter__(self) -> StateLock:
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(descriptor):
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
-            raise StateInUse(self._path, holder) from None
+            raise StateInUse(self._path, holder)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
@@ -44,3 +47,16 @@ class StateLock:
     ) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _locked(descriptor: int) -> bool:
+    ends = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= ends:
+                return False
+            time.sleep(_PAUSE)
+        else:
+            return True
