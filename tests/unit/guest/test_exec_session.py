@@ -174,7 +174,7 @@ async def test_input_is_told_when_the_command_has_it() -> None:
 
 async def test_a_command_left_alone_is_hung_up_and_killed() -> None:
     """SIGHUP comes first, SIGKILL to all it started next, when no stream is attached for long enough."""
-    patience = Patience(detached=0.05, hangup=1.0, finished=0.0)
+    patience = Patience(detached=0.05, hangup=3.0, finished=0.0)
     async with _sessions(patience) as sessions:
         script = "trap 'echo hup' HUP; echo ready; while :; do sleep 0.01; done"
         attachment, _ = await sessions.open(_opening(script))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -42,21 +41,3 @@ async def test_a_timeout_of_the_call_itself_is_not_a_shutdown() -> None:
 
     with pytest.raises(TimeoutError, match="of its own"):
         await time_out()
-
-
-async def test_a_stream_that_is_writing_hears_of_it_too() -> None:
-    """What ends a stream while an answer is written is raised outside of its generator; its closing says why."""
-    shutdown = Shutdown()
-
-    async def answers() -> AsyncGenerator[int, None]:
-        async with shutdown.ends():
-            yield 1
-
-    stream = answers()
-    assert await anext(stream) == 1
-    beginning = asyncio.create_task(shutdown.begin())
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.Event().wait()  # the answer is being written
-    with pytest.raises(NodeShuttingDown):
-        await stream.aclose()
-    await beginning

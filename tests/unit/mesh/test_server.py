@@ -8,6 +8,7 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -356,3 +357,33 @@ def test_service_without_policy_gets_no_further_socket(path: Path) -> None:
     with pytest.raises(PolicyMissing, match=r"planted\.v1\.Nobody/Knows"):
         MeshServer([]).add_unix_socket(path, services=[register], caller=EDGE)
     assert not path.exists()
+
+
+@pytest.mark.asyncio
+async def test_what_ends_a_stream_while_it_writes_is_said_by_the_stream() -> None:
+    """A limit within the answers that runs out while one of them is written is raised there, not at the writing."""
+
+    class TooLongError(Exception):
+        """What the limit means."""
+
+    async def answers(_: object, __: object) -> AsyncIterator[int]:
+        try:
+            async with asyncio.timeout(0.01):
+                yield 1
+                await asyncio.Event().wait()
+        except TimeoutError:
+            raise TooLongError from None
+
+    class SlowContext:
+        """A call whose caller reads slowly."""
+
+        async def send_initial_metadata(self, _: object) -> None:
+            """Send nothing."""
+
+        async def write(self, _: int) -> None:
+            """Take an answer, and long for it."""
+            await asyncio.sleep(60)
+
+    handler: Any = grpc.unary_stream_rpc_method_handler(answers)
+    with pytest.raises(TooLongError):
+        await interceptor._drained(handler, []).unary_stream(None, SlowContext())

@@ -171,15 +171,44 @@ def _drained(handler: Handler, streams: Streams) -> Handler:
 
     async def drain(request: Any, context: Context) -> None:
         answers = behavior(request, context)
+        begun = told = False
         try:
             async for answer in answers:
-                await context.write(answer)
+                try:
+                    if not begun:
+                        begun = True
+                        await _begin(context)
+                    await context.write(answer)
+                except asyncio.CancelledError:
+                    if told:
+                        raise
+                    # A limit within the answers ran out while one was written: only there it is known what that means.
+                    told = _cancel_again()
         finally:
             # The innermost first: OpenTelemetry's generator does not close the one it reads.
             for stream in (*streams, answers):
                 await stream.aclose()
 
     return _like(handler, drain)
+
+
+async def _begin(context: Context) -> None:
+    """Send the headers of an answer, to their end even if cancelled: begun by half, gRPC cannot say how a call ended."""
+    sending = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.wait({sending})
+        raise
+
+
+def _cancel_again() -> bool:
+    """Have this task cancelled where it waits next, and not counted twice; return True."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+        task.cancel()
+    return True
 
 
 def _like(handler: Handler, behavior: Any) -> Handler:

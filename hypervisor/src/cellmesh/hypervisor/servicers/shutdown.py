@@ -45,8 +45,7 @@ class Shutdown:
         try:
             async with limit:
                 yield
-        except (TimeoutError, GeneratorExit):
-            # A stream that was just writing an answer is cut there, outside of its generator, which is only closed.
+        except TimeoutError:
             if not limit.expired():
                 raise
             raise NodeShuttingDown from None
