@@ -193,7 +193,7 @@ def _drained(handler: Handler, streams: Streams) -> Handler:
 
 
 async def _begin(context: Context) -> None:
-    """Send the headers of an answer, to their end even if cancelled: begun by half, gRPC cannot say how a call ended."""
+    """Send the headers of an answer, to their end even if cancelled: half begun, gRPC cannot say how a call ended."""
     sending = asyncio.ensure_future(context.send_initial_metadata(()))
     try:
         await asyncio.shield(sending)
