@@ -124,7 +124,7 @@ class SimulatedMachine:
             return  # a FIFO nobody reads: the guest goes on, as with a console that nobody drains
         try:
             os.write(descriptor, text.encode())
-        except BlockingIOError:
-            return
+        except (BlockingIOError, BrokenPipeError):
+            return  # nobody drains it, or whoever did has just died
         finally:
             os.close(descriptor)
