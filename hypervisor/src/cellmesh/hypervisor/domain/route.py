@@ -10,9 +10,11 @@ from datetime import datetime, timedelta
 from cellmesh.hypervisor.domain.container import Container, ContainerState, Health
 from cellmesh.hypervisor.domain.vm import ColdStart, DesiredState, Reason, UserId, Vm, VmId, VmState
 
+LIVE, DEV = "live", "dev"
+"""What the edge calls the routes that every VM has."""
 _NAMED = "/_/"
 # Prefix, slot and container of the routes every VM has.
-_DEFAULTS = (("/", "live", "sandbox-live"), ("/dev/", "dev", "sandbox-dev"))
+_DEFAULTS = (("/", LIVE, "sandbox-live"), ("/dev/", DEV, "sandbox-dev"))
 _SLOTS = {prefix: slot for prefix, slot, _ in _DEFAULTS}
 _DEFAULT_CONTAINERS = frozenset(container for _, _, container in _DEFAULTS)
 

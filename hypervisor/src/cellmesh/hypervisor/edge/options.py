@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-LIVE = "live"
-DEV = "dev"
 _HTTPS_PORT = 443
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -17,16 +15,6 @@ Json = dict[str, object]
 
 class EdgeMisconfigured(ValueError):
     """The edge cannot be configured so; the message says why and what to do."""
-
-
-def sidecar(name: str) -> str:
-    """Return the slot of the container served at `/_/<name>/`."""
-    return f"_{name}"
-
-
-def cluster_name(user_id: str, slot: str) -> str:
-    """Return the cluster of a user's route; a slot is `live`, `dev`, or `_<name>`."""
-    return f"{user_id}/{slot}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

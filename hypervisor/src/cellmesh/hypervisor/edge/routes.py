@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cellmesh.hypervisor.edge.options import DEV, LIVE, EdgeOptions, Json, typed
+from cellmesh.hypervisor.domain.route import DEV, LIVE
+from cellmesh.hypervisor.edge.options import EdgeOptions, Json, typed
 
 USER_HEADER = "x-cellmesh-user"
 """Who asks; set by the authorizer, never by a client."""
