@@ -1,248 +1,38 @@
-"""The bridge as its own process: it carries every byte, keeps each half-close, and stays small whatever it carries."""
+"""The bridge as its own process: what listens, who may command it, and what ends it."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import random
-import shutil
 import signal
 import socket
-import tempfile
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from cellmesh.hypervisor.bridge.client import BridgeClient, BridgeRefused, BridgeUnreachable
 from cellmesh.hypervisor.bridge.console import KEPT
 from cellmesh.hypervisor.bridge.main import CONNECTIONS, RESERVE
 from cellmesh.hypervisor.vmm import bridges, process
 from support import hybrid
-
-UID = 300_001
-PORT = 1024
-MIB = 1 << 20
-QUIET = {
-    "port": PORT,
-    **dict.fromkeys(("open", "connections", "refused", "failed", "to_guest_bytes", "from_guest_bytes"), 0),
-}
+from support.bridge import (
+    MIB,
+    PORT,
+    QUIET,
+    UID,
+    dial,
+    give,
+    holding,
+    noise,
+    read_all,
+    resident,
+    stats_of,
+    until,
+    until_open,
+)
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="a bridge lowers itself to another uid, which needs root")
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """Give a VM's run directory, which the VM's uid can reach."""
-    root = Path(tempfile.mkdtemp(prefix="cm-"))
-    root.chmod(0o711)
-    run = root / "0123456789ab"
-    for made in (run, run / "in"):
-        made.mkdir(mode=0o700)
-        os.chown(made, UID, UID)
-    yield run
-    shutil.rmtree(root)
-
-
-@pytest_asyncio.fixture
-async def bridge(directory: Path) -> AsyncIterator[tuple[BridgeClient, int]]:
-    """Give a running bridge with a listener for the agent, and its pid."""
-    pid, ticks = await bridges.start(directory, uid=UID)
-    client = BridgeClient(directory=directory)
-    await client.add("agent.1", PORT)
-    yield client, pid
-    await bridges.end(pid, ticks, directory=directory)
-
-
-def dial(directory: Path, path: Path | None = None) -> socket.socket:
-    """Connect to a listener, the agent's if none is named."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(60)
-        connection.connect(str(path or directory / "in/agent.1"))
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-async def give(client: BridgeClient, path: Path, name: str, *, limit: int = 8) -> None:
-    """Bind a socket and hand it to the bridge."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))
-        listener.listen(512)
-        await client.give(listener, name, PORT, limit=limit)
-
-
-def stats_of(stats: Mapping[str, object], name: str) -> Mapping[str, int]:
-    """Return what a bridge says of one listener."""
-    listeners = stats["listeners"]
-    assert isinstance(listeners, dict)
-    found: Mapping[str, int] = listeners[name]
-    return found
-
-
-async def until_open(client: BridgeClient, count: int) -> None:
-    """Wait until a bridge carries so many connections."""
-    async with asyncio.timeout(60):
-        while (await client.stats())["open"] != count:  # noqa: ASYNC110 - as in until()
-            await asyncio.sleep(0.01)
-
-
-def noise(seed: int, size: int) -> bytes:
-    """Return bytes that repeat nowhere, the same on every run."""
-    return random.Random(seed).randbytes(size)  # noqa: S311 - nothing secret
-
-
-def holding(release: threading.Event, first: bytes = b"") -> hybrid.Guest:
-    """Return a guest that says something and then reads nothing until it is released."""
-
-    def guest(connection: socket.socket) -> None:
-        connection.sendall(first)
-        release.wait(60)
-
-    return guest
-
-
-def read_all(connection: socket.socket) -> bytes:
-    """Read until the other side ends its half."""
-    return b"".join(iter(lambda: connection.recv(MIB), b""))
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Poll until a condition holds; the deadline is far beyond any load."""
-    async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110 - what another process does sets no event here
-            await asyncio.sleep(0.01)
-
-
-def test_fifty_megabytes_pass_both_ways_at_once_unchanged(directory: Path, bridge: object) -> None:
-    """Prove that the bridge carries bytes exactly, in both directions at the same time."""
-    there, back = noise(1, 50 * MIB), noise(2, 50 * MIB)
-    seen: list[bytes] = []
-
-    def guest(connection: socket.socket) -> None:
-        writer = threading.Thread(target=connection.sendall, args=(back,))
-        writer.start()
-        seen.append(hashlib.sha256(read_all(connection)).digest())
-        writer.join()
-
-    with hybrid.serve(directory / "vsock.sock", {PORT: guest}), dial(directory) as connection:
-        reader = threading.Thread(target=lambda: seen.append(hashlib.sha256(read_all(connection)).digest()))
-        reader.start()
-        connection.sendall(there)
-        connection.shutdown(socket.SHUT_WR)
-        reader.join()
-    assert set(seen) == {hashlib.sha256(there).digest(), hashlib.sha256(back).digest()}
-
-
-def test_the_guest_may_answer_after_the_host_ended_its_half(directory: Path, bridge: object) -> None:
-    """Prove that a half-close towards the guest leaves the other direction open."""
-    with (
-        hybrid.serve(directory / "vsock.sock", {PORT: lambda c: c.sendall(b"got " + read_all(c))}),
-        dial(directory) as connection,
-    ):
-        connection.sendall(b"question")
-        connection.shutdown(socket.SHUT_WR)
-        assert read_all(connection) == b"got question"
-
-
-def test_the_host_may_speak_after_the_guest_ended_its_half(directory: Path, bridge: object) -> None:
-    """Prove that a half-close from the guest leaves the other direction open."""
-    heard: list[bytes] = []
-    done = threading.Event()
-
-    def guest(connection: socket.socket) -> None:
-        connection.sendall(b"last word")
-        connection.shutdown(socket.SHUT_WR)
-        heard.append(read_all(connection))
-        done.set()
-
-    with hybrid.serve(directory / "vsock.sock", {PORT: guest}), dial(directory) as connection:
-        assert read_all(connection) == b"last word"
-        connection.sendall(b"still here")
-        connection.shutdown(socket.SHUT_WR)
-        assert done.wait(60)
-    assert heard == [b"still here"]
-
-
-def test_bytes_sent_with_the_handshake_are_not_lost(directory: Path, bridge: object) -> None:
-    """Prove that a guest's first bytes, in one packet with OK, reach the host."""
-    with (
-        hybrid.serve(directory / "vsock.sock", {PORT: lambda c: c.sendall(b" then more")}, together=b"early"),
-        dial(directory) as connection,
-    ):
-        assert read_all(connection) == b"early then more"
-
-
-@pytest.mark.asyncio
-async def test_a_port_without_a_listener_ends_the_connection(directory: Path, bridge: tuple[BridgeClient, int]) -> None:
-    """Prove that a refused CONNECT is an end for the caller and a count in the statistics."""
-    with hybrid.serve(directory / "vsock.sock", {}), dial(directory) as connection:
-        assert await asyncio.to_thread(connection.recv, 1) == b""
-    stats = await bridge[0].stats()
-    assert (stats["failed"], stats["connections"]) == (1, 1)
-
-
-def test_a_vmm_that_never_answers_connect_is_given_up(directory: Path, bridge: object) -> None:
-    """Prove that a hung handshake ends by the bridge's own timeout and not by the caller's patience."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
-        silent.bind(str(directory / "vsock.sock"))
-        (directory / "vsock.sock").chmod(0o666)
-        silent.listen()
-        with dial(directory) as connection:
-            assert connection.recv(1) == b""
-
-
-@pytest.mark.asyncio
-async def test_a_slow_reader_stops_the_sender_and_costs_no_memory(
-    directory: Path, bridge: tuple[BridgeClient, int]
-) -> None:
-    """Prove that unread bytes push back to their sender instead of piling up in the bridge."""
-    release = threading.Event()
-    with hybrid.serve(directory / "vsock.sock", {PORT: holding(release)}), dial(directory) as caller:
-        before = resident(bridge[1])
-        caller.setblocking(False)
-        sent = 0
-        quiet_since = time.monotonic()
-        while time.monotonic() < quiet_since + 1:
-            try:
-                sent += caller.send(b"x" * 65536)
-                quiet_since = time.monotonic()
-            except BlockingIOError:
-                await asyncio.sleep(0.01)
-            assert sent < 16 * MIB
-        assert resident(bridge[1]) - before < 4 * MIB
-        release.set()
-
-
-@pytest.mark.asyncio
-async def test_connections_beyond_the_limit_are_closed_at_once(
-    directory: Path, bridge: tuple[BridgeClient, int]
-) -> None:
-    """Prove that one VM cannot make its bridge grow without end, and that a freed place is taken again."""
-    client, pid = bridge
-    release = threading.Event()
-    with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
-        held = [dial(directory) for _ in range(CONNECTIONS)]
-        try:
-            for connection in held:
-                assert await asyncio.to_thread(connection.recv, 2) == b"in"
-            with dial(directory) as extra:
-                assert await asyncio.to_thread(extra.recv, 1) == b""
-            assert (await client.stats())["refused"] == 1
-            release.set()
-        finally:
-            for connection in held:
-                connection.close()
-        await until_open(client, 0)
-        with dial(directory) as again:
-            assert await asyncio.to_thread(again.recv, 2) == b"in"
-    await until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) < 20)
 
 
 @pytest.mark.asyncio
@@ -499,8 +289,3 @@ async def test_a_bridge_ends_with_its_directory(directory: Path, bridge: tuple[B
     process.reap(bridge[1])
     with pytest.raises(BridgeUnreachable):
         await bridge[0].stats()
-
-
-def resident(pid: int) -> int:
-    """Return a process's resident memory in bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
