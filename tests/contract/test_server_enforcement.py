@@ -14,7 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from cellmesh.mesh import deadline, identity, status
-from cellmesh.mesh.errors import Code, MeshError
+from cellmesh.mesh.errors import Code, DownstreamUnavailable, MeshError
 from cellmesh.mesh.identity import Caller, Role
 from cellmesh.mesh.interceptor import PolicyInterceptor
 from cellmesh.mesh.policy import policy_of
@@ -23,6 +23,8 @@ from support.samples import sample, violations
 
 # Between a client's deadline and what a server sees of it lie a rounding and the way there.
 _SLACK = 5.0
+# gRPC's client forgets why a stream was refused if it is still writing its first message then.
+_ASKED_AT_MOST = 5
 
 
 @asynccontextmanager
@@ -49,11 +51,17 @@ async def _nothing(_: grpc.aio.ServicerContext[Any, Any]) -> None:
 async def _refusal(
     channel: grpc.aio.Channel, method: MethodDescriptor, request: Any, **options: Any
 ) -> MeshError | None:
-    try:
-        await invoke(channel, method, request, **options)
-    except grpc.aio.AioRpcError as error:
-        return status.from_rpc_error(error)
-    return None
+    refusal: MeshError | None = None
+    for _ in range(_ASKED_AT_MOST):
+        try:
+            await invoke(channel, method, request, **options)
+        except grpc.aio.AioRpcError as error:
+            refusal = status.from_rpc_error(error)
+        else:
+            return None
+        if not (method.client_streaming and isinstance(refusal, DownstreamUnavailable)):
+            break
+    return refusal
 
 
 def _caller(method: MethodDescriptor) -> Caller:

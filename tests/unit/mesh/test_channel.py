@@ -11,11 +11,16 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cellmesh.api.guest.v1 import guest_service_pb2, guest_service_pb2_grpc
+from cellmesh.api.guest.v1 import (
+    container_service_pb2,
+    container_service_pb2_grpc,
+    guest_service_pb2,
+    guest_service_pb2_grpc,
+)
 from cellmesh.api.hypervisor.v1 import vm_service_pb2, vm_service_pb2_grpc
 from cellmesh.mesh.breaker import Breaker
 from cellmesh.mesh.channel import guest_channel, unix_channel
-from cellmesh.mesh.errors import DownstreamUnavailable, InvalidAnswer, RemoteError
+from cellmesh.mesh.errors import Code, DownstreamUnavailable, InvalidAnswer, MeshError, RemoteError
 from support.vm_service import GET, Vms
 
 INFO = guest_service_pb2.GetInfoRequest()
@@ -170,3 +175,30 @@ async def test_outage_is_not_amplified(tmp_path: Path) -> None:
         results = await asyncio.gather(*(stub.GetVm(GET) for _ in range(100)), return_exceptions=True)
     assert all(isinstance(result, DownstreamUnavailable) for result in results)
     assert 100 < vms.asked <= 123
+
+
+class Refusing(container_service_pb2_grpc.GuestContainerServiceServicer):
+    """An agent that refuses every command."""
+
+    async def Exec(
+        self, request_iterator: AsyncIterator[container_service_pb2.ExecRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        """Refuse, and read nothing."""
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no such container")
+
+
+@pytest.mark.asyncio
+async def test_stream_refused_while_it_is_written_to_is_no_fault_of_ours(tmp_path: Path) -> None:
+    """GRPC may forget why the other side ended a stream; what it says then never passes for INTERNAL."""
+
+    async def frames() -> AsyncIterator[container_service_pb2.ExecRequest]:
+        for _ in range(3):
+            yield container_service_pb2.ExecRequest()
+
+    add = functools.partial(container_service_pb2_grpc.add_GuestContainerServiceServicer_to_server, Refusing())
+    async with _plain(tmp_path / "s", add), guest_channel(tmp_path / "s", vm_id="vm-1") as channel:
+        exec_ = container_service_pb2_grpc.GuestContainerServiceStub(channel).Exec
+        for _ in range(100):
+            with pytest.raises(MeshError) as refused:
+                await anext(aiter(exec_(frames())))
+            assert refused.value.code in {Code.NOT_FOUND, Code.UNAVAILABLE}

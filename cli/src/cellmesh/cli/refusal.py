@@ -57,8 +57,6 @@ _FIXES_BY_CODE = {
 # After these the same stream may be opened again from where it was.
 _BROKEN_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 _BROKEN_REASONS = frozenset({"WATCHER_TOO_SLOW"})
-# What grpc.aio 1.85 says, in place of the status it received, when a stream is cut while it is writing to it.
-_CUT_WHILE_WRITING = "Internal error from Core"
 
 
 def explain(error: Exception) -> CliError | None:
@@ -77,8 +75,8 @@ def is_broken_stream(error: Exception) -> bool:
     refusal = _refusal(error)
     if refusal is None:
         return False
-    code, reason, message = refusal
-    return code in _BROKEN_CODES or reason in _BROKEN_REASONS or message == _CUT_WHILE_WRITING
+    code, reason, _ = refusal
+    return code in _BROKEN_CODES or reason in _BROKEN_REASONS
 
 
 def _refusal(error: Exception) -> tuple[str, str, str] | None:

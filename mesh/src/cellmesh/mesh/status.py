@@ -38,6 +38,8 @@ _DOMAIN = re.compile(r"[a-z][a-z0-9.-]{0,63}")
 _METADATA_KEY = re.compile(r"[a-z][A-Za-z0-9_-]{0,63}")
 _CODES = {int(code): code for code in Code}
 M = TypeVar("M", bound=Message)
+# What grpc.aio 1.85 says, in place of the status it was sent, of a stream that ended while it was writing to it.
+_CUT_WHILE_WRITING = "Internal error from Core"
 _GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -122,7 +124,12 @@ def from_status(status: status_pb2.Status) -> MeshError:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
-    """Return the error a call ended with."""
+    """Return the error a call ended with.
+
+    A stream that ended while we wrote to it is DownstreamUnavailable: why it did is lost, and asking again tells.
+    """
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _CUT_WHILE_WRITING:
+        return DownstreamUnavailable("The other side ended the stream while it was written to. Try again.")
     code = error.code().value[0]
     trailing: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()  # type: ignore[assignment]  # stub
     for key, value in trailing:
