@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from cellmesh.api.common.v1 import container_pb2
 from cellmesh.guest import vsock
+from cellmesh.guest.containers import ingress
 from cellmesh.guest.containers.ingress import CONNECTIONS, Ingress, PortTaken
 from cellmesh.guest.containers.model import ContainerSpec, RestartMode, RestartPolicy, State
 from cellmesh.guest.errors import ContainerStartFailed
@@ -135,8 +137,9 @@ async def test_ports_lead_each_to_its_own_container() -> None:
         assert who(cell, LIVE) == "live"
 
 
-async def test_a_container_that_does_not_listen_is_a_close_at_once() -> None:
+async def test_a_container_that_never_listens_is_a_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection ends although the container runs, and so it does while it waits for its next start."""
+    monkeypatch.setattr(ingress, "_PATIENCE_AT_START", 0.5)
     async with local_cell(apart=True) as cell:
         await cell.start("live", 1, spec("/bin/sleep", "1000"), LIVE)
         assert who(cell, LIVE) == ""
@@ -147,6 +150,30 @@ async def test_a_container_that_does_not_listen_is_a_close_at_once() -> None:
         await cell.start("next", 1, waiting, NEXT)
         await until(lambda: cell.containers.find("next").status.state is State.BACKOFF)
         assert who(cell, NEXT) == ""
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_who_comes_before_the_server_listens_is_served_when_it_does(
+    patient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was said to a container that has just started is heard; without patience it would not be."""
+    if not patient:
+        monkeypatch.setattr(ingress, "_PATIENCE_AT_START", 0.0)
+        monkeypatch.setattr(ingress, "_PATIENCE", 0.0)
+    ready = tmp_path / "ready"
+    late = f"while not __import__('os').path.exists({str(ready)!r}): __import__('time').sleep(0.01)\n{SERVER}"
+    async with local_cell(apart=True) as cell:
+        await cell.start("live", 1, spec(sys.executable, "-I", "-S", "-c", late, "live", "8080"), LIVE)
+        with connected(cell, LIVE) as connection:
+            connection.sendall(b"early")
+            assert bool(select.select([connection], [], [], 0.2)[0]) is not patient
+            ready.touch()
+            if patient:
+                with connection.makefile("rb") as back:
+                    assert back.readline().startswith(b"live ")
+                    assert back.read(5) == b"early"
+            else:
+                assert greeting(connection) == []
 
 
 async def test_a_restart_by_policy_keeps_the_port() -> None:

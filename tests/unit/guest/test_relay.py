@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import select
 import socket
@@ -12,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cellmesh.guest.relay import Dial, Relay
+from cellmesh.guest.relay import Dial, Patience, Relay, no_patience
 from cellmesh.guest.vsock import dial_unix, listen_unix
 
 
 @contextmanager
-def _relay(near: Path, dial: Dial, limit: int = 128) -> Iterator[None]:
-    relay = Relay(listen_unix(str(near)), dial, limit=limit)
+def _relay(near: Path, dial: Dial, limit: int = 128, patience: Patience = no_patience) -> Iterator[None]:
+    relay = Relay(listen_unix(str(near)), dial, limit=limit, patience=patience)
     relay.start()
     try:
         yield
@@ -86,6 +87,68 @@ def test_nobody_there_is_a_close(tmp_path: Path) -> None:
             server, _ = far.accept()
             server.close()
             assert client.recv(1) == b""
+
+
+def test_caller_waits_for_a_far_side_that_is_about_to_listen(tmp_path: Path) -> None:
+    """With patience a refusal is dialled again, and what the caller said meanwhile arrives."""
+    refusals = 0
+
+    def dial() -> socket.socket:
+        nonlocal refusals
+        try:
+            return dial_unix(str(tmp_path / "far"))
+        except OSError as error:
+            refusals += 1
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "not yet") from error
+
+    with _relay(tmp_path / "near", dial, patience=lambda: 60.0), dial_unix(str(tmp_path / "near")) as client:
+        client.sendall(b"early")
+        client.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + 30
+        while refusals < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with listen_unix(str(tmp_path / "far")) as far, far.accept()[0] as server:
+            assert _receive_all(server) == b"early"
+
+
+def test_port_that_refuses_at_its_leisure_is_dialled_again(tmp_path: Path) -> None:
+    """A refusal that comes after the dial began counts as one: a TCP port that is closed, then open."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+    def dial() -> socket.socket:
+        connection = socket.socket()
+        connection.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            connection.connect(("127.0.0.1", port))
+        return connection
+
+    with _relay(tmp_path / "near", dial, patience=lambda: 60.0), dial_unix(str(tmp_path / "near")) as client:
+        client.sendall(b"early")
+        assert not select.select([client], [], [], 0.2)[0], "it was given up, or answered by nobody"
+        with socket.create_server(("127.0.0.1", port)) as far, far.accept()[0] as server:
+            assert server.recv(5) == b"early"
+            server.sendall(b"late")
+            assert client.recv(4) == b"late"
+
+
+def test_patience_ends(tmp_path: Path) -> None:
+    """Who is refused to the end is closed, however often it was dialled for; who waits counts and is closed too."""
+
+    def dial() -> socket.socket:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "never")
+
+    near = tmp_path / "near"
+    with _relay(near, dial, patience=lambda: 0.2), dial_unix(str(near)) as client:
+        assert client.recv(1) == b""
+    with ExitStack() as stack:
+        with _relay(near, dial, limit=2, patience=lambda: 3600.0):
+            waiting = [stack.enter_context(dial_unix(str(near))) for _ in range(2)]
+            with dial_unix(str(near)) as refused:
+                assert refused.recv(1) == b""
+            assert not select.select(waiting, [], [], 0)[0]
+        assert [client.recv(1) for client in waiting] == [b"", b""]
 
 
 def test_connections_are_bounded_and_their_places_come_back(tmp_path: Path) -> None:

@@ -7,19 +7,30 @@ speak at once spend most of their time waiting for each other's turn in the inte
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 
 _CHUNK = 64 << 10
 _STACK = 256 << 10
 _PAUSE = 0.05
+_REDIAL_AFTER = 0.02
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
 Dial = Callable[[], socket.socket]
 """Returns a socket that is connected, or about to be; raises OSError."""
+Patience = Callable[[], float]
+"""Returns for how many seconds from now a far side that refuses is dialled again."""
+
+
+def no_patience() -> float:
+    """Take the first refusal for an answer."""
+    return 0.0
 
 
 class _End:
@@ -44,15 +55,41 @@ class _End:
         return reading | (_WRITE if self.other.backlog is not None else 0)
 
 
-class Relay:
-    """Accepts on one socket and joins each connection to a freshly dialled one; `dial` has the thread for itself."""
+class _Caller:
+    """A connection that has no far side yet, and until when one is looked for."""
 
-    def __init__(self, listener: socket.socket, dial: Dial, *, limit: int = 128, peer_cid: int | None = None) -> None:
+    __slots__ = ("again", "near", "until")
+
+    def __init__(self, near: socket.socket, until: float) -> None:
+        self.near = near
+        self.until = until
+        self.again = 0.0
+        """When it is dialled for next."""
+
+
+class Relay:
+    """Accepts on one socket and joins each connection to a freshly dialled one; `dial` has the thread for itself.
+
+    What a connection says before its far side is there waits in the kernel.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        dial: Dial,
+        *,
+        limit: int = 128,
+        peer_cid: int | None = None,
+        patience: Patience = no_patience,
+    ) -> None:
         self._listener = listener
         self._dial = dial
         self._limit = limit
         self._peer_cid = peer_cid
+        self._patience = patience
         self._ends: dict[int, _End] = {}
+        self._dialling: dict[int, tuple[_Caller, socket.socket]] = {}
+        self._waiting: deque[_Caller] = deque()  # in the order of `again`
         self._chunk = memoryview(bytearray(_CHUNK))
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -78,13 +115,21 @@ class Relay:
     def _run(self) -> None:
         listener = self._listener.fileno()
         while not self._closed.is_set():
-            for descriptor, _ in self._epoll.poll():
+            for descriptor, _ in self._epoll.poll(self._next_dial()):
                 if descriptor == listener:
                     self._accept()
                 elif (end := self._ends.get(descriptor)) is not None:
                     self._carry(end)
+                elif descriptor in self._dialling:
+                    self._dialled(descriptor)
+            self._dial_again()
         for end in self._ends.values():
             end.socket.close()
+        for caller, far in self._dialling.values():
+            caller.near.close()
+            far.close()
+        for caller in self._waiting:
+            caller.near.close()
         self._listener.close()
         self._epoll.close()
         os.close(self._wake)
@@ -97,29 +142,61 @@ class Relay:
         except OSError:
             self._closed.wait(_PAUSE)  # One connection that failed before it was accepted says nothing of the next.
             return
-        if not self._admits(address) or len(self._ends) >= 2 * self._limit:
+        if not self._admits(address) or self._is_full():
             near.close()
             return
-        try:
-            far = self._dial()
-        except OSError:
-            near.close()
-            return
-        self._join(_End(near), _End(far))
+        self._call(_Caller(near, time.monotonic() + self._patience()))
+
+    def _is_full(self) -> bool:
+        return len(self._ends) // 2 + len(self._dialling) + len(self._waiting) >= self._limit
 
     def _admits(self, address: object) -> bool:
         return self._peer_cid is None or (isinstance(address, tuple) and address[0] == self._peer_cid)
 
+    def _call(self, caller: _Caller) -> None:
+        try:
+            far = self._dial()
+        except OSError as error:
+            self._refused(caller, error.errno)
+            return
+        # What is not connected yet is writable when it is, or when it never will be.
+        far.settimeout(0)
+        self._dialling[far.fileno()] = caller, far
+        self._epoll.register(far, _WRITE)
+
+    def _dialled(self, descriptor: int) -> None:
+        caller, far = self._dialling.pop(descriptor)
+        self._epoll.unregister(far)
+        if refusal := far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            far.close()
+            self._refused(caller, refusal)
+        else:
+            self._join(_End(caller.near), _End(far))
+
+    def _refused(self, caller: _Caller, refusal: int | None) -> None:
+        caller.again = time.monotonic() + _REDIAL_AFTER
+        if refusal == errno.ECONNREFUSED and caller.again < caller.until:
+            self._waiting.append(caller)
+        else:
+            caller.near.close()
+
+    def _next_dial(self) -> float | None:
+        """Return the seconds until somebody is to be dialled for, None if nobody waits."""
+        return max(self._waiting[0].again - time.monotonic(), 0) if self._waiting else None
+
+    def _dial_again(self) -> None:
+        now = time.monotonic()
+        while self._waiting and self._waiting[0].again <= now:
+            self._call(self._waiting.popleft())
+
     def _join(self, near: _End, far: _End) -> None:
         near.other, far.other = far, near
-        # What is not connected yet is writable when it is: nothing is read before there is somebody to take it.
-        near.backlog = memoryview(b"")
         for end in (near, far):
             self._ends[end.socket.fileno()] = end
         try:
-            self._watch(far)
+            self._settle(near)
         except OSError:
-            self._part(far)
+            self._part(near)
 
     def _carry(self, end: _End) -> None:
         try:

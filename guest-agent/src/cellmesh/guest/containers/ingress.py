@@ -5,7 +5,9 @@ It is that generation's alone: no other port leads there, and both it and all th
 
 from __future__ import annotations
 
+import errno
 import socket
+import time
 from collections.abc import Callable
 
 from cellmesh.guest import vsock
@@ -14,6 +16,11 @@ from cellmesh.guest.relay import Relay
 
 CONNECTIONS = 256
 """How many the host may have open to one container; it allows itself half, as those it closes take a moment to end."""
+
+# A server opens its port some time after its process began, and again when it reloads itself: to a caller that is a
+# pause, not an error.
+_PATIENCE_AT_START = 10.0
+_PATIENCE = 1.0
 
 Listen = Callable[[int], socket.socket]
 
@@ -31,6 +38,7 @@ class Ingress:
         self._listen = listen
         self._relay: Relay | None = None
         self._network: NetworkNamespace | None = None
+        self._patient_until = 0.0
 
     def open(self) -> None:
         """Listen, unless it does; raises PortTaken."""
@@ -40,12 +48,13 @@ class Ingress:
             listener = self._listen(self._port)
         except OSError as error:
             raise PortTaken(f"port {self._port} of the guest's vsock: {error.strerror}") from error
-        self._relay = Relay(listener, self._dial, limit=CONNECTIONS, peer_cid=vsock.HOST_CID)
+        self._relay = Relay(listener, self._dial, limit=CONNECTIONS, peer_cid=vsock.HOST_CID, patience=self._patience)
         self._relay.start()
 
     def lead_to(self, network: NetworkNamespace | None) -> None:
         """Lead what comes from now on to a namespace, or nowhere."""
         self._network = network
+        self._patient_until = 0.0 if network is None else time.monotonic() + _PATIENCE_AT_START
 
     def close(self) -> None:
         """Listen no more, and end every connection."""
@@ -53,8 +62,11 @@ class Ingress:
         if self._relay is not None:
             self._relay.close()
 
+    def _patience(self) -> float:
+        return max(_PATIENCE, self._patient_until - time.monotonic())
+
     def _dial(self) -> socket.socket:
         network = self._network
         if network is None:
-            raise ConnectionRefusedError
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the container does not run")
         return network.start_connect(self._http_port)
