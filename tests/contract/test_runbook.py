@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import Field, fields
 from datetime import timedelta
 
 import pytest
 
 from cellmesh.hypervisor.domain.route import WaitReason
 from cellmesh.hypervisor.edge import access_log
-from cellmesh.hypervisor.edge.options import Limits
-from cellmesh.hypervisor.edge.resources import ClusterLimits
+from cellmesh.hypervisor.edge.options import ClusterLimits, Limits
 from support.contracts import ROOT
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
@@ -41,6 +41,12 @@ def _in(unit: str, time: timedelta) -> str:
 def test_the_runbook_has_the_limits_that_hold(row: str) -> None:
     """Whoever looks up a limit at night finds the one the edge is configured with."""
     assert row in RUNBOOK
+
+
+@pytest.mark.parametrize("limit", [*fields(LIMITS), *fields(CELL)], ids=lambda limit: limit.name)
+def test_the_runbook_names_every_limit(limit: Field[object]) -> None:
+    """Whoever wants another one finds what to write."""
+    assert f"`{limit.name}`" in RUNBOOK
 
 
 def test_the_runbook_names_every_reason_a_request_can_wait_for() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from pydantic import ValidationError
 
 from cellmesh.hypervisor.edge.admin import EnvoyAdmin
 from cellmesh.hypervisor.edge.certificate import AUTHORITY_FILE
-from cellmesh.hypervisor.edge.options import EdgeMisconfigured
+from cellmesh.hypervisor.edge.options import ClusterLimits, EdgeMisconfigured, Limits
 from cellmesh.hypervisor.edge.prepare import options_of, prepare
 from cellmesh.hypervisor.edge.upkeep import EdgeUpkeep
 from cellmesh.hypervisor.settings import HypervisorSettings
@@ -127,3 +128,26 @@ async def test_upkeep_renews_what_is_due(settings: HypervisorSettings) -> None:
     now += timedelta(days=80)
     await keeper.look()
     assert file.stat().st_mtime_ns > before
+
+
+def test_limits_are_settings(tmp_path: Path) -> None:
+    """What a setting names is so, the rest as usual, and it survives the way to the process that writes the files."""
+    settings = _settings(tmp_path, edge_limits={"stream_lifetime": 60}, edge_route_limits={"connections": 7})
+    read = HypervisorSettings.model_validate_json(settings.model_dump_json())
+    assert options_of(read).limits == Limits(stream_lifetime=timedelta(minutes=1))
+    assert read.edge_route_limits == ClusterLimits(connections=7)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"edge_limits": {"body_bytes": 0}},
+        {"edge_limits": {"header_timeout": -1}},
+        {"edge_limits": {"bodybytes": 1}},
+        {"edge_route_limits": {"connections": 129}},
+    ],
+)
+def test_limits_that_cannot_be_are_refused(tmp_path: Path, fields: dict[str, object]) -> None:
+    """No limit is nothing or unknown, and no route promises more than its guest takes."""
+    with pytest.raises(ValidationError):
+        _settings(tmp_path, **fields)

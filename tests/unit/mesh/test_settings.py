@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cellmesh.mesh.settings import Settings, SettingsFault
 
@@ -19,6 +20,8 @@ class ServiceSettings(Settings):
 
     max_vms: int = 10
     """Most VMs."""
+    bounds: dict[str, int] = Field(default_factory=dict)
+    """Bounds by name."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +52,16 @@ def test_every_fault_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = str(fault.value).splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == ["CELLMESH_LOG_LEVEL", "CELLMESH_MAX_VMS", "CELLMESH_RUNDIR"]
     assert "canary" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [('{"a": "x"}', "CELLMESH_BOUNDS.a: "), ("{", 'field "bounds"'), ("[]", "CELLMESH_BOUNDS: ")]
+)
+def test_fault_within_an_object_is_named(value: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that is an object says which part of it is wrong, or that it is no JSON."""
+    monkeypatch.setenv("CELLMESH_BOUNDS", value)
+    with pytest.raises(SettingsFault, match=re.escape(told)):
+        ServiceSettings.load()
 
 
 def test_every_setting_is_described() -> None:

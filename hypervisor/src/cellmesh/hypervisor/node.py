@@ -114,11 +114,11 @@ async def _edge(
         # Sticky: what we put there they may not replace.
         settings.edge_dir.chmod(0o1770)
     if not settings.edge_listen:
-        return Discovery(), []
+        return Discovery(settings.edge_route_limits), []
     upkeep, probe = EdgeUpkeep(settings, admin), WorkerProbe(settings.edge_dir / _PROBE_SOCKET, admin)
     await upkeep.prepare()
     stack.callback(probe.close)
-    return Discovery(proof=probe), [upkeep.run]
+    return Discovery(settings.edge_route_limits, proof=probe), [upkeep.run]
 
 
 def _world(

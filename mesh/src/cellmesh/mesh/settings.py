@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "CELLMESH_"
 
@@ -51,9 +51,11 @@ class Settings(BaseSettings):
             settings = cls()
         except ValidationError as error:
             faults += [
-                f"{PREFIX}{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}."
+                f"{_name(fault['loc'])}: {fault['msg']}."
                 for fault in error.errors(include_url=False, include_input=False, include_context=False)
             ]
+        except SettingsError as error:
+            faults.append(f"{error}: it is no JSON.")
         if faults:
             raise SettingsFault("The settings cannot be used:\n" + "\n".join(sorted(faults)))
         return settings
@@ -62,3 +64,8 @@ class Settings(BaseSettings):
     def _unknown(cls) -> list[str]:
         known = {f"{PREFIX}{name.upper()}" for name in cls.model_fields} | cls.allowed_elsewhere
         return [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    """Return the variable of a fault, and what in it is meant if it is an object."""
+    return ".".join((f"{PREFIX}{location[0]}".upper(), *map(str, location[1:]))) if location else PREFIX

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 _HTTPS_PORT = 443
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -36,8 +37,21 @@ class Listener:
             raise EdgeMisconfigured(f"{self.host} can be reached from elsewhere: it is served with TLS only.")
 
 
+class _Bounds:
+    """Makes each field more than nothing, and lets settings name no other."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]  # what derives from this is a dataclass
+            value = getattr(self, each.name)
+            if value <= type(value)():
+                raise EdgeMisconfigured(f"{each.name} must be more than nothing")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(_Bounds):
     """How much one client, one user and all of them may ask for."""
 
     connections: int = 10_000
@@ -73,6 +87,32 @@ class Limits:
     """How long a stream may live, so that its right to is asked for again."""
     handshake_timeout: timedelta = timedelta(seconds=5)
     """How long a TLS handshake may take."""
+
+
+_MOST_CONNECTIONS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterLimits(_Bounds):
+    """How much one route of one user may have going on at once."""
+
+    connections: int = _MOST_CONNECTIONS
+    """Connections to its container, WebSockets among them; at most half of what the guest's relay takes, as two routes
+    may lead to one container, and what was closed here takes a moment to end there."""
+    pending_requests: int = 128
+    """Requests that wait for one of these."""
+    connect_timeout: timedelta = timedelta(seconds=2)
+    """How long a connection may take."""
+    idle_timeout: timedelta = timedelta(milliseconds=1500)
+    """How long a connection is kept without a request: less than servers do (gunicorn 2 s, Node and uvicorn 5 s), as a
+    request that meets the end of its connection cannot be sent again."""
+    buffer_bytes: int = 32 * 1024
+    """How much a connection holds before its sender has to wait."""
+
+    def __post_init__(self) -> None:
+        _Bounds.__post_init__(self)
+        if self.connections > _MOST_CONNECTIONS:
+            raise EdgeMisconfigured(f"connections must be at most {_MOST_CONNECTIONS}: a guest takes twice as many")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,7 @@ def options_of(settings: HypervisorSettings) -> EdgeOptions:
         directory=settings.edge_dir,
         listeners=(Listener(host=bare, port=int(port), tls=settings.edge_tls),),
         domains=_domains(settings.edge_domains, bare),
+        limits=settings.edge_limits,
         authorizer=settings.edge_authorizer,
         otlp=_otlp(settings.otlp_endpoint),
     )

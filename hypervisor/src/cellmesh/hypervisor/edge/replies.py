@@ -72,7 +72,7 @@ _REPLIES = (
         message="The container ended the connection before it had answered. Look at its logs, then try again.",
         flags=("UC", "UR", "UPE"),
         status=502,
-        # One without a probe counts as running before its port is open.
+        # One that takes long to open its port counts as running before, unless it has a probe.
         refresh=5,
     ),
     _Reply(

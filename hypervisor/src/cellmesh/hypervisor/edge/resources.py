@@ -6,8 +6,6 @@ A cluster never changes while it is there: all that a switch touches is its endp
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from datetime import timedelta
 
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
@@ -18,6 +16,7 @@ from cellmesh.envoy.discovery.v3 import discovery_pb2
 from cellmesh.envoy.endpoint.v3 import endpoint_pb2
 from cellmesh.envoy.upstream.v3 import http_protocol_options_pb2
 from cellmesh.hypervisor.edge.endpoint import Endpoint
+from cellmesh.hypervisor.edge.options import ClusterLimits
 
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
@@ -27,24 +26,6 @@ METADATA = "cellmesh"
 _PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _EDS = 3
 _VERSION_3 = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterLimits:
-    """How much one route of one user may have going on at once."""
-
-    connections: int = 128
-    """Connections to its container, WebSockets among them; half of what the guest's relay takes, as two routes may lead
-    to one container, and what was closed here takes a moment to end there."""
-    pending_requests: int = 128
-    """Requests that wait for one of these."""
-    connect_timeout: timedelta = timedelta(seconds=2)
-    """How long a connection may take."""
-    idle_timeout: timedelta = timedelta(milliseconds=1500)
-    """How long a connection is kept without a request: less than servers do (gunicorn 2 s, Node and uvicorn 5 s), as a
-    request that meets the end of its connection cannot be sent again."""
-    buffer_bytes: int = 32 * 1024
-    """How much a connection holds before its sender has to wait."""
 
 
 def cluster(name: str, limits: ClusterLimits) -> discovery_pb2.Resource:
