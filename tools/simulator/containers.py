@@ -63,16 +63,6 @@ class SimulatedContainer:
             data=bytes(self.log[offset : offset + size]),
         )
 
-    def write_log(self, data: bytes) -> None:
-        """Let it say something on standard output."""
-        self.log += data
-        self.changed()
-
-    def set_health(self, health: health_pb2.HealthStatus) -> None:
-        """Let its probe have another result."""
-        self.health = health
-        self.changed()
-
     def end(self, exit_code: int, *, reason: str = "EXITED") -> None:
         """Let its process end by itself; its policy decides what follows."""
         self.exit_code, self.reason = exit_code, reason

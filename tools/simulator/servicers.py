@@ -141,7 +141,7 @@ class ContainerServicer(container_service_pb2_grpc.GuestContainerServiceServicer
     async def StreamLogs(
         self, request: container_service_pb2.StreamLogsRequest, context: _Context
     ) -> AsyncIterator[container_service_pb2.StreamLogsResponse]:
-        """Stream what `write_log` wrote."""
+        """Stream what it has said."""
         try:
             container = self.guest.containers[request.container_name]
             _require_generation(container.generation, request.generation)

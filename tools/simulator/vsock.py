@@ -38,11 +38,6 @@ class SimulatedVsock:
         self._next_host_port = _FIRST_HOST_PORT
         self._connections: set[asyncio.StreamWriter] = set()
 
-    @property
-    def listener_descriptor(self) -> int:
-        """The descriptor that accepts."""
-        return self._listener.fileno()
-
     def close(self, *, crashed: bool = False) -> None:
         """Stop listening and cut every connection; a crash leaves the socket file behind."""
         stop_listening(self._listener)

@@ -64,11 +64,6 @@ class Route:
     revision: int
     update_time: datetime
 
-    @property
-    def slot(self) -> str:
-        """Return what the edge calls the prefix."""
-        return slot_of(self.prefix)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteStatus:
