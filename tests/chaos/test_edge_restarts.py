@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import uuid
+from datetime import timedelta
 
 import pytest
 
@@ -12,15 +14,16 @@ from cellmesh.api.hypervisor.v1 import container_service_pb2
 from cellmesh.hypervisor.edge.discovery import Discovery
 from cellmesh.hypervisor.edge.endpoint import Endpoints
 from cellmesh.hypervisor.edge.publisher import Publisher
-from support.edge import LIVE, Cell, Edge, edge_on_simulator
-from support.node import node_here
-from support.traffic import Exchange, crowd
+from support.edge import DEV, LIVE, Cell, Edge, edge_on_simulator
+from support.node import SECONDS, node_here
+from support.traffic import Exchange, crowd, lines
 
 _CLIENTS = 20
 _PAUSE = 0.02
 _RESTARTS = 30
 _DEFECTIVE_RESTARTS = 10
 _LATE = 0.1
+_DRAIN = timedelta(seconds=4)
 # What Envoy says by itself when it asks a container that is not there, or not any more.
 _TOO_LATE = frozenset({"CONTAINER_UNREACHABLE", "CONTAINER_HUNG_UP"})
 
@@ -54,6 +57,20 @@ async def test_an_edge_that_is_not_waited_for_is_caught(monkeypatch: pytest.Monk
         exchanges = await _restart_under_load(edge, times=_DEFECTIVE_RESTARTS, cell=cell)
         await asyncio.sleep(2 * _LATE)  # what is late comes before the edge is taken down
     assert [each for each in exchanges if _reason(each) in _TOO_LATE] != []
+
+
+async def test_a_drain_outlives_the_hypervisor_that_was_asked_for_it() -> None:
+    """Prove that a stream whose route has left it ends when it is to, though the hypervisor was killed meanwhile."""
+    async with edge_on_simulator() as edge, lines(edge, pause=_PAUSE) as sockets:
+        cell = await edge.cell(containers=(LIVE, DEV))
+        line = await sockets.add(cell.user_id)
+        await edge.switch(cell, DEV, drain=_DRAIN)
+        await edge.it.hang_up()
+        await edge.it.stop(signal.SIGKILL)
+        assert not line.lost.is_set()
+        await edge.it.start()
+        async with asyncio.timeout(SECONDS):
+            await line.lost.wait()
 
 
 async def _restart_under_load(edge: Edge, *, times: int, cell: Cell | None = None) -> list[Exchange]:

@@ -30,6 +30,7 @@ class FakeEdge:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     served_targets: list[RouteTarget] = field(default_factory=list)
     drained: list[tuple[str, int]] = field(default_factory=list)
+    drain_fault: Exception | None = None
     drain_seen: asyncio.Event = field(default_factory=asyncio.Event)
     counted: dict[str, object] = field(default_factory=dict)
 
@@ -51,6 +52,8 @@ class FakeEdge:
         assert self.store.mirror.vm(vm_id) is not None
         self.drained.append((container, generation))
         self.drain_seen.set()
+        if self.drain_fault is not None:
+            raise self.drain_fault
 
     async def traffic(self) -> Mapping[str, object]:
         """Return what the test counted."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -25,7 +26,7 @@ from cellmesh.hypervisor.domain.errors import (
 )
 from cellmesh.hypervisor.domain.event import RouteRefused as Refused
 from cellmesh.hypervisor.domain.event import RouteSwitched
-from cellmesh.hypervisor.domain.route import RouteState, RouteTarget
+from cellmesh.hypervisor.domain.route import Drain, RouteState, RouteTarget
 from cellmesh.hypervisor.domain.vm import DesiredState, Vm, VmState
 from cellmesh.hypervisor.lifecycle.switches import Switches
 from cellmesh.hypervisor.store import Store
@@ -235,6 +236,76 @@ async def test_without_being_asked_nothing_is_drained(scene: Scene) -> None:
     await scene.switches.switch(intent(), wish(scene.vm, LIVE, drain_timeout=timedelta()), patience=PATIENCE)
     await scene.edge.drain_seen.wait()
     assert scene.edge.drained == [(DEV, 7)]
+
+
+async def test_a_drain_outlives_the_hypervisor(store: Store) -> None:
+    """What one was asked to drain, the next does, once it is time and the edge leads where it is to lead."""
+    edge = FakeEdge(store)
+    vm = await add_cell(store)
+    async with _running(Switches(store=store, edge=edge, failpoint=lambda _: None)) as switches:
+        edge.open.clear()
+        with pytest.raises(EdgeUnreachable):
+            await switches.switch(intent(), wish(vm, drain_timeout=timedelta()), patience=0.0)
+    assert edge.drained == []
+    edge.faults += [EdgeUnreachable("no Envoy yet"), RouteRefused("not this")]
+    edge.open.set()
+    async with _running(Switches(store=store, edge=edge, failpoint=lambda _: None)):
+        async with asyncio.timeout(PATIENCE):
+            await edge.drain_seen.wait()
+    assert edge.drained == [(LIVE, 2)]
+    assert edge.faults == []
+
+
+async def test_a_drain_is_done_once(scene: Scene) -> None:
+    """Done or in vain, it is not stored any longer, nor with the VM it was for."""
+    scene.edge.drain_fault = OSError("no bridge")
+    await scene.switches.switch(intent(), wish(scene.vm, drain_timeout=timedelta()), patience=PATIENCE)
+    await scene.edge.drain_seen.wait()
+    async with asyncio.timeout(PATIENCE):
+        while await _drains(scene):  # noqa: ASYNC110  # a row that goes sets no event here
+            await asyncio.sleep(0.001)
+    long = timedelta(hours=1)
+    await scene.switches.switch(intent(), wish(scene.vm, LIVE, drain_timeout=long), patience=PATIENCE)
+    assert [(drain.container, drain.generation) for drain in await _drains(scene)] == [(DEV, 7)]
+    async with scene.store.transaction() as tx:
+        vm = await tx.vm(scene.vm.vm_id)
+        assert vm is not None
+        await tx.save_vm(replace(vm, state=VmState.DELETED), vm)
+    assert await _drains(scene) == []
+
+
+async def test_what_is_refused_drains_nothing(scene: Scene) -> None:
+    """The route leads where it led, and whoever is connected there stays."""
+    scene.edge.faults.append(RouteRefused("bad endpoint"))
+    with pytest.raises(RouteRefused):
+        await scene.switches.switch(intent(), wish(scene.vm, drain_timeout=timedelta(hours=1)), patience=PATIENCE)
+    assert await _drains(scene) == []
+
+
+async def test_a_route_that_leads_back_drains_nothing_later(scene: Scene) -> None:
+    """Who leaves again without wishing a drain does not get the one that was wished before."""
+    long = timedelta(hours=1)
+    await scene.switches.switch(intent(), wish(scene.vm, DEV, drain_timeout=long), patience=PATIENCE)
+    await scene.switches.switch(intent(), wish(scene.vm, LIVE), patience=PATIENCE)
+    await scene.switches.switch(intent(), wish(scene.vm, DEV), patience=PATIENCE)
+    assert await _drains(scene) == []
+
+
+async def _drains(scene: Scene) -> Sequence[Drain]:
+    async with scene.store.reading() as reading:
+        return await reading.drains()
+
+
+@asynccontextmanager
+async def _running(switches: Switches) -> AsyncIterator[Switches]:
+    """Let what switches run inside."""
+    running = asyncio.ensure_future(switches.run())
+    await asyncio.sleep(0)
+    try:
+        yield switches
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_switch_that_ends_with_the_hypervisor_says_so(store: Store) -> None:

@@ -66,6 +66,17 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """What is to be closed: connections by a route to the generation of a container that it has left."""
+
+    vm_id: VmId
+    prefix: str
+    container: str
+    generation: int
+    due: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteStatus:
     """What requests for a route get. `epoch` and `generation` are those that answer, 0 while nobody does."""
 

@@ -7,8 +7,8 @@ import contextvars
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import Any, Protocol
+from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
@@ -25,8 +25,9 @@ from cellmesh.hypervisor.domain.errors import (
     VmDeleting,
     VmNotFound,
 )
-from cellmesh.hypervisor.domain.route import CurrentRoute, Route, RouteTarget, current
+from cellmesh.hypervisor.domain.route import CurrentRoute, Drain, Route, RouteTarget, current
 from cellmesh.hypervisor.domain.vm import DesiredState
+from cellmesh.hypervisor.lifecycle.drains import Drains, Edge
 from cellmesh.hypervisor.store import Intent, Store, Transaction
 from cellmesh.hypervisor.store.rows import current_route_from_json, current_route_to_json
 from cellmesh.mesh.errors import InternalError, MeshError
@@ -34,16 +35,6 @@ from cellmesh.mesh.errors import InternalError, MeshError
 # What the edge has to take a switch or to refuse it; whoever asked for it may have gone before.
 _SETTLES = timedelta(seconds=10)
 _log = structlog.get_logger()
-
-
-class Edge(Protocol):
-    """The edge, which by itself follows what is committed."""
-
-    async def served(self, vm_id: str, prefix: str, *, within: timedelta) -> None:
-        """Return once a route is served as it is committed. Raises RouteRefused, EdgeUnreachable."""
-
-    async def drain(self, vm_id: str, container: str, generation: int) -> None:
-        """Close the connections that are open to one generation of a container."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +48,13 @@ class Wish:
     drain_timeout: timedelta | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Left:
-    """The generation of a container that a route leaves."""
-
-    container: str
-    generation: int
-
-
 class Switches:
     """Switches routes while `run` runs."""
 
     def __init__(self, *, store: Store, edge: Edge, failpoint: Callable[[str], None]) -> None:
         self._store = store
         self._edge = edge
+        self._drains = Drains(store=store, edge=edge)
         self._failpoint = failpoint
         self._tasks: asyncio.TaskGroup | None = None
         self._context = contextvars.Context()
@@ -84,7 +68,7 @@ class Switches:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
-                await asyncio.get_running_loop().create_future()
+                await self._drains.run()
             finally:
                 self._tasks = None
 
@@ -94,9 +78,9 @@ class Switches:
         Raises VmNotFound, VmDeleting, RouteNotFound, RouteChanged, ContainerNotFound, GenerationNotFound, RouteRefused,
         EdgeUnreachable, RequestIdReused.
         """
-        route, left = await self._commit(intent, wish)
+        route = await self._commit(intent, wish)
         self._failpoint("switch.committed")
-        settling = self._begin(self._settle(intent, wish, route.route, left))
+        settling = self._begin(self._settle(intent, wish, route.route))
         done, _ = await asyncio.wait({settling}, timeout=patience)
         if not done:
             raise EdgeUnreachable("The edge did not confirm in time; what was stored takes effect once it does.")
@@ -106,11 +90,11 @@ class Switches:
             raise error
         return route
 
-    async def _commit(self, intent: Intent, wish: Wish) -> tuple[CurrentRoute, _Left | None]:
-        """Store a wish and return the route, with what it leaves; a repeated one leaves nothing a second time."""
+    async def _commit(self, intent: Intent, wish: Wish) -> CurrentRoute:
+        """Store a wish, with what is to be drained of what it leaves, and return the route."""
         async with self._store.transaction() as tx:
             if (answer := await tx.answer(intent)) is not None:
-                return _answered(answer), None
+                return _answered(answer)
             # Nobody else writes meanwhile, so what was committed last is what would be read: three queries less.
             mirror = self._store.mirror
             if (vm := mirror.vm(wish.vm_id)) is None:
@@ -124,17 +108,20 @@ class Switches:
                 raise RouteChanged(wish.prefix, expected=wish.expected_revision, found=before.revision)
             containers = {container.name: container for container in mirror.containers(wish.vm_id)}
             container = _target(containers, wish)
-            leaves = containers.get(before.target.container)
             route = before
             if route.target != wish.target:
                 switched = event.RouteSwitched(prefix=wish.prefix, origin=route.target, target=wish.target)
                 route = await tx.switch_route(
                     replace(route, target=wish.target), switched, epoch=vm.epoch, generation=container.generation
                 )
+                await tx.cancel_drains(wish.vm_id, wish.prefix, container.name)
+                if (drain := _drain_of(before, containers, wish, tx.now)) is not None:
+                    await tx.put_drain(drain)
+                    tx.follow_ups.append(self._drains.look)
             after = current(route, vm, container)
             await tx.put_answer(intent, json.dumps({"route": current_route_to_json(after)}))
         self._proven.setdefault((wish.vm_id, wish.prefix), before.target)
-        return after, None if leaves is None else _Left(container=leaves.name, generation=leaves.generation)
+        return after
 
     def _begin(self, what: Coroutine[Any, Any, MeshError | None]) -> asyncio.Task[MeshError | None]:
         if self._tasks is None:
@@ -142,7 +129,7 @@ class Switches:
             raise NodeShuttingDown
         return self._tasks.create_task(what, context=self._context.copy())
 
-    async def _settle(self, intent: Intent, wish: Wish, route: Route, left: _Left | None) -> MeshError | None:
+    async def _settle(self, intent: Intent, wish: Wish, route: Route) -> MeshError | None:
         """Wait until a switch is served, or undo it; return what went wrong, as nobody may be there to be told."""
         try:
             await self._edge.served(wish.vm_id, wish.prefix, within=_SETTLES)
@@ -154,8 +141,6 @@ class Switches:
         except Exception as error:
             return self._failed(wish, error)
         self._prove(route)
-        if left is not None and wish.drain_timeout is not None:
-            self._begin(self._drain(wish.vm_id, left, wish.drain_timeout.total_seconds()))
         return None
 
     def _prove(self, route: Route) -> None:
@@ -176,6 +161,7 @@ class Switches:
                     await tx.switch_route(
                         replace(route, target=proven), refused, epoch=vm.epoch, generation=wish.target.generation
                     )
+                    await tx.cancel_drains(wish.vm_id, wish.prefix, proven.container)
                     del self._proven[wish.vm_id, wish.prefix]
                 await tx.put_answer(intent, json.dumps({"refused": error.said}))
         except Exception as fault:
@@ -186,17 +172,19 @@ class Switches:
         _log.error("route.switch_failed", vm_id=wish.vm_id, prefix=wish.prefix, exc_info=error)
         return InternalError("The route was stored; by a fault of ours it could not be told whether it is served.")
 
-    async def _drain(self, vm_id: str, left: _Left, seconds: float) -> None:
-        """Close what is still open to a generation after a while, unless a route leads to it again."""
-        await asyncio.sleep(seconds)
-        targets = [route.route.target for route in self._store.mirror.routes(vm_id)]
-        if any(t.container == left.container and t.generation in (0, left.generation) for t in targets):
-            return
-        try:
-            await self._edge.drain(vm_id, left.container, left.generation)
-        except Exception as error:
-            # What was not closed stays open, as it would without a drain.
-            _log.error("route.drain_failed", vm_id=vm_id, container=left.container, exc_info=error)
+
+def _drain_of(before: Route, containers: Mapping[str, Container], wish: Wish, now: datetime) -> Drain | None:
+    """Return what a route leaves, if that is to be drained."""
+    leaves = containers.get(before.target.container)
+    if leaves is None or wish.drain_timeout is None:
+        return None
+    return Drain(
+        vm_id=before.vm_id,
+        prefix=before.prefix,
+        container=leaves.name,
+        generation=leaves.generation,
+        due=now + wish.drain_timeout,
+    )
 
 
 async def _route(tx: Transaction, wish: Wish) -> Route | None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cellmesh.hypervisor.domain.container import Container, ContainerSpec, ContainerState, ContainerStatus, Health
-from cellmesh.hypervisor.domain.route import CurrentRoute, Route, RouteState, RouteStatus, RouteTarget
+from cellmesh.hypervisor.domain.route import CurrentRoute, Drain, Route, RouteState, RouteStatus, RouteTarget
 from cellmesh.hypervisor.domain.vm import (
     ColdStart,
     DesiredState,
@@ -203,6 +203,28 @@ def route_from_row(row: Row) -> Route:
         target=RouteTarget(container=row["container"], generation=row["generation"]),
         revision=row["revision"],
         update_time=from_micros(row["update_time"]),
+    )
+
+
+def drain_to_row(drain: Drain) -> dict[str, Any]:
+    """Return the columns of a drain."""
+    return {
+        "vm_id": drain.vm_id,
+        "prefix": drain.prefix,
+        "container": drain.container,
+        "generation": drain.generation,
+        "due": to_micros(drain.due),
+    }
+
+
+def drain_from_row(row: Row) -> Drain:
+    """Return the drain of a row."""
+    return Drain(
+        vm_id=VmId(row["vm_id"]),
+        prefix=row["prefix"],
+        container=row["container"],
+        generation=row["generation"],
+        due=from_micros(row["due"]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 
 from sqlalchemy import (
     BigInteger,
@@ -104,6 +104,16 @@ ROUTES = Table(
     Column("update_time", BigInteger, nullable=False),
 )
 
+DRAINS = Table(
+    "drains",
+    METADATA,
+    Column("vm_id", ForeignKey("vms.vm_id", ondelete="CASCADE"), primary_key=True),
+    Column("prefix", String, primary_key=True),
+    Column("container", String, primary_key=True),
+    Column("generation", BigInteger, primary_key=True),
+    Column("due", BigInteger, nullable=False),
+)
+
 EVENTS = Table(
     "events",
     METADATA,
@@ -165,15 +175,19 @@ _ROUTES = (
     """INSERT INTO routes SELECT vm_id, '/_/' || name || '/', name, 0, 1, create_time FROM containers
            WHERE name NOT IN ('sandbox-live', 'sandbox-dev')""",
 )
-
-
-def _add_routes(connection: Connection) -> None:
-    for statement in _ROUTES:
-        connection.exec_driver_sql(statement)
+_DRAINS = (
+    """CREATE TABLE drains (
+           vm_id VARCHAR NOT NULL REFERENCES vms (vm_id) ON DELETE CASCADE,
+           prefix VARCHAR NOT NULL,
+           container VARCHAR NOT NULL,
+           generation BIGINT NOT NULL,
+           due BIGINT NOT NULL,
+           PRIMARY KEY (vm_id, prefix, container, generation))""",
+)
 
 
 # Step n brings a database of version n + 1 to version n + 2; a new one is made as the last. Steps are only ever added.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_routes,)
+MIGRATIONS = (_ROUTES, _DRAINS)
 _VERSION = len(MIGRATIONS) + 1
 
 
@@ -195,6 +209,6 @@ def migrate(connection: Connection) -> None:
     if found == 0:
         METADATA.create_all(connection)
     else:
-        for step in MIGRATIONS[found - 1 :]:
-            step(connection)
+        for statement in itertools.chain.from_iterable(MIGRATIONS[found - 1 :]):
+            connection.exec_driver_sql(statement)
     connection.execute(text(f"PRAGMA user_version = {_VERSION}"))

@@ -69,6 +69,10 @@ class Store:
             for connection in (*readers, writer):
                 await connection.close()
 
+    def now(self) -> datetime:
+        """Return the time as transactions have it."""
+        return self._clock()
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Enter a transaction: committed at the end, rolled back on any error; watchers hear of it after the commit."""

@@ -24,10 +24,10 @@ from cellmesh.hypervisor.domain.event import (
     Subject,
     VmStateChanged,
 )
-from cellmesh.hypervisor.domain.route import Route
+from cellmesh.hypervisor.domain.route import Drain, Route
 from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
-from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, EVENTS, NODE, REQUESTS, ROUTES, VMS
+from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, DRAINS, EVENTS, NODE, REQUESTS, ROUTES, VMS
 from cellmesh.hypervisor.store.sqlite import Connection
 from cellmesh.mesh.errors import RequestIdReused
 
@@ -49,6 +49,14 @@ _ADD_VM = insert(VMS)
 _ADD_ROUTES = insert(ROUTES).inline()
 _SAVE_ROUTE = update(ROUTES).where(ROUTES.c.vm_id == bindparam("key"), ROUTES.c.prefix == bindparam("path"))
 _SAVE_VM = update(VMS).where(VMS.c.vm_id == bindparam("key"))
+_DRAINS = select(DRAINS)
+_PUT_DRAIN = upsert(DRAINS).on_conflict_do_update(
+    index_elements=list(DRAINS.primary_key), set_={"due": upsert(DRAINS).excluded.due}
+)
+_REMOVE_DRAIN = delete(DRAINS).where(*(column == bindparam(column.name) for column in DRAINS.c))
+_CANCEL_DRAINS = delete(DRAINS).where(
+    *(column == bindparam(column.name) for column in (DRAINS.c.vm_id, DRAINS.c.prefix, DRAINS.c.container))
+)
 _ADD_ENTRY = insert(EVENTS).inline()
 _ADD_ANSWER = upsert(REQUESTS)
 _PUT_ANSWER = _ADD_ANSWER.on_conflict_do_update(
@@ -149,6 +157,10 @@ class Reading:
         """Return the routes of a VM, by prefix."""
         found = await self._connection.execute(_ROUTES, {"key": vm_id})
         return [rows.route_from_row(dict(row)) for row in found]
+
+    async def drains(self) -> Sequence[Drain]:
+        """Return what is to be drained, of all VMs."""
+        return [rows.drain_from_row(dict(row)) for row in await self._connection.execute(_DRAINS)]
 
     async def boot(self, vm_id: str, epoch: int) -> Boot | None:
         """Return the boot an epoch belongs to, or None if no guest said Hello in it."""
@@ -291,6 +303,18 @@ class Transaction(Reading):
         await self.log(subject, payload)
         self.stored_routes[route.vm_id, route.prefix] = route
         return route
+
+    async def put_drain(self, drain: Drain) -> None:
+        """Store what is to be drained; a later moment replaces an earlier one."""
+        self._connection.write(_PUT_DRAIN, rows.drain_to_row(drain))
+
+    async def remove_drain(self, drain: Drain) -> None:
+        """Forget a drain, unless another moment was stored since."""
+        self._connection.write(_REMOVE_DRAIN, rows.drain_to_row(drain))
+
+    async def cancel_drains(self, vm_id: str, prefix: str, container: str) -> None:
+        """Forget what a route to this container is to be drained of: it leads there again."""
+        self._connection.write(_CANCEL_DRAINS, {"vm_id": vm_id, "prefix": prefix, "container": container})
 
     async def log(self, subject: Subject, payload: Payload | None, *, vm: Vm | None = None) -> None:
         """Append one entry to the log."""
