@@ -10,7 +10,7 @@ import pytest
 
 from cellmesh.hypervisor.domain.route import WaitReason
 from cellmesh.hypervisor.edge import access_log
-from cellmesh.hypervisor.edge.options import ClusterLimits, Limits
+from cellmesh.hypervisor.limits import ClusterLimits, Limits
 from support.contracts import ROOT
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from cellmesh.hypervisor.edge.options import ClusterLimits
+from cellmesh.hypervisor.limits import ClusterLimits
 from support.envoy import ALICE, BOB, READY_SECONDS, WORKERS, EdgeUnderTest, furnish, running_edge, until, with_limits
 from support.http_client import Http2, answer, connected, get, head
 

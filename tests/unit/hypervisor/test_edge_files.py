@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from cellmesh.hypervisor.edge.admin import EnvoyAdmin
 from cellmesh.hypervisor.edge.certificate import AUTHORITY_FILE
-from cellmesh.hypervisor.edge.options import ClusterLimits, EdgeMisconfigured, Limits
+from cellmesh.hypervisor.edge.options import EdgeMisconfigured
 from cellmesh.hypervisor.edge.prepare import options_of, prepare
 from cellmesh.hypervisor.edge.upkeep import EdgeUpkeep
+from cellmesh.hypervisor.limits import ClusterLimits, Limits
 from cellmesh.hypervisor.settings import HypervisorSettings
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cellmesh.hypervisor.edge.options import ClusterLimits, Limits
+from cellmesh.hypervisor.limits import ClusterLimits, Limits
 from cellmesh.mesh.settings import Settings
 
 _OPERATOR_SOCKET = "operator.sock"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cellmesh.hypervisor.edge.admin import DRAIN_PATH
 from cellmesh.hypervisor.edge.connections import AUTHORIZER_CLUSTER, OTLP_CLUSTER, connection_manager
-from cellmesh.hypervisor.edge.options import EdgeOptions, Json, Limits, Listener, seconds, typed
+from cellmesh.hypervisor.edge.options import EdgeOptions, Json, Listener, seconds, typed
 from cellmesh.hypervisor.edge.proof import require_authorized
+from cellmesh.hypervisor.limits import Limits
 
 _HYPERVISOR_CLUSTER = "hypervisor"
 _CERTIFICATE = "edge"

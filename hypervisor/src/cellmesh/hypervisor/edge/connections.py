@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from cellmesh.hypervisor.edge.access_log import PATH_STATE, USER_STATE, access_log
-from cellmesh.hypervisor.edge.options import EdgeOptions, Json, Limits, seconds, typed
+from cellmesh.hypervisor.edge.options import EdgeOptions, Json, seconds, typed
 from cellmesh.hypervisor.edge.replies import local_replies
 from cellmesh.hypervisor.edge.routes import AUTHORIZE, NAME_ROUTE, NAME_SIDECAR, USER_HEADER, route_configuration
+from cellmesh.hypervisor.limits import Limits
 
 AUTHORIZER_CLUSTER = "authorizer"
 OTLP_CLUSTER = "otlp"

@@ -14,9 +14,9 @@ import structlog
 from cellmesh.envoy.discovery.v3 import discovery_pb2, discovery_pb2_grpc
 from cellmesh.hypervisor.edge import resources
 from cellmesh.hypervisor.edge.endpoint import Endpoint, Endpoints
-from cellmesh.hypervisor.edge.options import ClusterLimits
 from cellmesh.hypervisor.edge.probe import ProbeFailed
 from cellmesh.hypervisor.edge.subscription import Desired, Refusal, Subscription, readable
+from cellmesh.hypervisor.limits import ClusterLimits
 from cellmesh.mesh.interceptor import Context
 
 MAX_STREAMS = 16

@@ -16,7 +16,7 @@ from cellmesh.envoy.discovery.v3 import discovery_pb2
 from cellmesh.envoy.endpoint.v3 import endpoint_pb2
 from cellmesh.envoy.upstream.v3 import http_protocol_options_pb2
 from cellmesh.hypervisor.edge.endpoint import Endpoint
-from cellmesh.hypervisor.edge.options import ClusterLimits
+from cellmesh.hypervisor.limits import ClusterLimits
 
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
