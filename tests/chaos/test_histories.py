@@ -13,11 +13,12 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from simulator import Hub
 from support.defects import DEFECTS
-from support.histories import VMS, Histories, World
+from support.histories import VMS, Histories
 from support.hollow_images import hollow_container, hollow_guest
 from support.invariants import Broken
 from support.node import short_directory
-from support.zygote import ForkedNode
+from support.world import World
+from support.zygote import forked_node
 
 _LIVES = 500
 _STEPS = 40
@@ -45,13 +46,11 @@ async def _opened(loop: asyncio.AbstractEventLoop, defect: str) -> AsyncIterator
         images = directory / "state" / "images"
         hollow_guest(images)
         image = hollow_container(images)
-        async with Hub(directory / "hub") as hub:
-            it = ForkedNode(directory, hub.binary, defect=defect, boot_timeout=_BOOT_SECONDS)
-            try:
-                await it.start()
-                yield World(loop=loop, it=it, hub=hub, image=image)
-            finally:
-                await it.end_everything()
+        async with (
+            Hub(directory / "hub") as hub,
+            forked_node(directory, hub.binary, defect=defect, boot_timeout=_BOOT_SECONDS) as it,
+        ):
+            yield World(loop=loop, it=it, hub=hub, image=image)
 
 
 def _found(histories: type[Histories], *, rounds: int) -> list[Exception]:

@@ -11,6 +11,8 @@ import os
 import select
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,17 @@ class ForkedNode(Node):
         if self._zygote is not None and self._zygote.stdin is not None:
             self._zygote.stdin.close()
             await self._zygote.wait()
+
+
+@asynccontextmanager
+async def forked_node(directory: Path, vmm: Path, *, defect: str = "", **settings: object) -> AsyncIterator[ForkedNode]:
+    """Run a hypervisor of this node inside; the images are to be in `directory/state/images`."""
+    it = ForkedNode(directory, vmm, defect=defect, **settings)
+    try:
+        await it.start()
+        yield it
+    finally:
+        await it.end_everything()
 
 
 def _serve() -> None:
