@@ -13,6 +13,7 @@ from cellmesh.hypervisor.domain.vm import Vm, VmState
 from cellmesh.hypervisor.store import Transaction
 from cellmesh.hypervisor.vmm import bridges
 from cellmesh.hypervisor.vmm.launch import Launcher
+from support.edge_defects import EDGE_DEFECTS
 from support.invariants import Invariant
 
 
@@ -28,7 +29,8 @@ class Defect:
 def plant(name: str) -> None:
     """Plant a defect into this process; an empty name is none."""
     if name:
-        DEFECTS[name].plant()
+        planted = {**{each: defect.plant for each, defect in DEFECTS.items()}, **EDGE_DEFECTS}
+        planted[name]()
 
 
 def _launch_twice() -> None:
