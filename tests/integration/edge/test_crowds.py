@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -99,6 +101,16 @@ async def test_http2_carries_no_header_that_http1_could_not(edge: EdgeUnderTest,
     assert len(toy.seen) - before == (1 if got.get(":status") == "200" else 0)
 
 
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let this process, and what it starts, open as many files as they ever may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
 async def test_a_crowd_that_only_sits_there_costs_little() -> None:
     """Prove that ten thousand idle connections, WebSockets among them, leave others served and memory bounded.
 
