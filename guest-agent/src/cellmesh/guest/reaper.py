@@ -78,8 +78,9 @@ class Reaper:
                 actions.append((os.POSIX_SPAWN_OPEN, target, "/dev/null", os.O_RDWR, 0))
             else:
                 actions.append((os.POSIX_SPAWN_DUP2, source, target))
-        # Python ignores SIGPIPE; a program that inherits that fails in ways its author never saw.
-        reset = [signal.SIGPIPE, signal.SIGXFSZ]
+        # Python ignores SIGPIPE, and who was started by nohup SIGHUP; a program that inherits that fails in ways its
+        # author never saw.
+        reset = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP]
         pid = os.posix_spawnp(
             argv[0], list(argv), dict(environment), file_actions=actions, setsigdef=reset, setsid=True
         )
