@@ -101,7 +101,7 @@ async def answered(cell: LocalCell, port: int) -> str:
     """Wait until a server answers at a port, and return its name."""
     async with asyncio.timeout(PATIENCE):
         # Whoever waits for a restart must not keep it from happening.
-        while not (answer := await asyncio.to_thread(who, cell, port)):  # noqa: ASYNC110  # a process that listens sets no event
+        while not (answer := await asyncio.to_thread(who, cell, port)):  # noqa: ASYNC110
             await asyncio.sleep(0.002)
     return answer
 
