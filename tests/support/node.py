@@ -40,6 +40,8 @@ from cellmesh.mesh.channel import MeshChannel, unix_channel
 
 SECONDS = 30.0
 """How long a test waits for anything; a busy machine may need it, a quiet one never does."""
+# What its systemd unit gives it.
+_UMASK = 0o077
 _READY = b"hypervisor.ready"
 _ROOM = 1 << 40
 
@@ -126,7 +128,11 @@ class Node:
         """Start a hypervisor's process, its log fresh, and return at once."""
         with self.log.open("wb") as log:
             return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "cellmesh.hypervisor", env=self.environment(**more), stdout=log, stderr=log
+                *(sys.executable, "-m", "cellmesh.hypervisor"),
+                env=self.environment(**more),
+                stdout=log,
+                stderr=log,
+                umask=_UMASK,
             )
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -83,6 +83,19 @@ def test_a_run_directory_too_long_for_sockets_is_refused_before_it_is_made(root:
     assert not long.exists()
 
 
+def test_the_edge_gets_to_its_sockets_whatever_our_umask(root: Path) -> None:
+    """Prove that its group may pass through to a VM's ingress, and nobody else, under the umask of a service too."""
+    layout = Layout(run_dir=root / "run", state_dir=root / "state", edge_gid=os.getgid())
+    before = os.umask(0o077)
+    try:
+        layout.make(VM, uid=os.getuid(), separate=False)
+    finally:
+        os.umask(before)
+    for directory in (layout.ingress_root, layout.ingress(VM)):
+        assert directory.stat().st_mode & 0o777 == 0o710
+    assert layout.run_dir.stat().st_mode & 0o111 == 0o111
+
+
 def test_only_a_socket_is_given_away(root: Path) -> None:
     """Prove that a link or a second name in a VM's directory cannot make us give away another file."""
     target = root / "secret"

@@ -54,6 +54,17 @@ def publish_guest(store: ImageStore) -> str:
         return store.publish(draft, guest_manifest(files, cmdline="quiet", agent_version="1", epoch=1, packages=()))
 
 
+def test_vms_can_read_whatever_our_umask(store: ImageStore) -> None:
+    """The directory of all images, and each, may be entered by uids of others, though our own files may not be read."""
+    before = os.umask(0o077)
+    try:
+        digest = publish_container(store)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (store.root, store.path(digest))] == [0o755, 0o755]
+    assert (store.path(digest) / "rootfs.erofs").stat().st_mode & 0o777 == 0o644
+
+
 def test_what_is_published_is_found(store: ImageStore) -> None:
     """A published image is there by its digest, with modes others can read, and nothing else is left."""
     digest = publish_container(store)

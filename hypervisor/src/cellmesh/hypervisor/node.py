@@ -51,6 +51,7 @@ from cellmesh.hypervisor.settings import HypervisorSettings
 from cellmesh.hypervisor.store import Store
 from cellmesh.hypervisor.store.lock import StateLock
 from cellmesh.hypervisor.vmm import Handle, Vmm, ingress_name
+from cellmesh.hypervisor.vmm.layout import make_traversable
 from cellmesh.image import ImageStore
 from cellmesh.mesh import identity, telemetry
 from cellmesh.mesh.pages import PageTokens
@@ -74,7 +75,7 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
     Raises StateInUse if another hypervisor works on this state, SchemaTooNew, EdgeMisconfigured, OSError if a socket
     cannot be had.
     """
-    settings.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_traversable(settings.run_dir)
     async with AsyncExitStack() as stack:
         stack.enter_context(StateLock(settings.state_dir))
         store = await stack.enter_async_context(Store.opened(settings.state_dir / _DATABASE, trace_id=_causing_trace))

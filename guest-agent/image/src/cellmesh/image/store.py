@@ -148,7 +148,10 @@ class ImageStore:
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """Give a directory to write an image's files in; it is gone afterwards unless it was published."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+        if not self.root.is_dir():
+            self.root.mkdir(parents=True, exist_ok=True)
+            # Whatever our umask: VMs read here under uids of their own.
+            self.root.chmod(DIRECTORY_MODE)
         self._sweep()
         work = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.root))
         try:

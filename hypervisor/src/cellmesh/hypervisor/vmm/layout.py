@@ -74,7 +74,7 @@ class Layout:
         if len(os.fsencode(run / f"vsock.sock_{HELLO_PORT}")) >= _MAX_SOCKET_PATH or ingress > _MAX_INGRESS_PATH:
             raise InvalidVm(f"The run directory {run} is too long for sockets; choose a shorter CELLMESH_RUN_DIR.")
         for directory in (self.run_dir, self.run_root, self.state_dir, self.state_root):
-            _make_traversable(directory)
+            make_traversable(directory)
         for directory in (run, run / "in", state):
             directory.mkdir(exist_ok=True, mode=0o700)
         if separate:
@@ -83,9 +83,11 @@ class Layout:
             os.chown(state, 0, uid, follow_symlinks=False)
             state.chmod(0o710)
         for directory in (self.ingress_root, self.ingress(vm_id)):
-            directory.mkdir(exist_ok=True, mode=0o710)
+            directory.mkdir(exist_ok=True, mode=0o700)
             if self.edge_gid is not None:
                 os.chown(directory, -1, self.edge_gid)
+                # Not by mkdir: a service's umask would take from the group what it is to have.
+                directory.chmod(0o710)
 
 
 def short(vm_id: str) -> str:
@@ -126,8 +128,9 @@ def remove(directory: Path) -> None:
         shutil.rmtree(directory)
 
 
-def _make_traversable(directory: Path) -> None:
+def make_traversable(directory: Path) -> None:
+    """Make a directory that others may pass through, whatever our umask."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o711)
     mode = stat.S_IMODE(directory.stat().st_mode)
     if mode & 0o111 != 0o111:
-        directory.chmod(mode | 0o111)  # a VM's uid must get to its own directory, and may list none on the way
+        directory.chmod(mode | 0o111)  # VMs and the edge must get to their own, and may list none on the way
