@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from statistics import median
@@ -103,20 +102,14 @@ async def _measured(edge: Edge, cells: list[Cell]) -> Size:
 async def _configuration_bytes(edge: Edge) -> int:
     """Return the size of all that an Envoy which comes new is told: clusters, then where they lead."""
     total = (edge.directory / "envoy.json").stat().st_size
-    questions: asyncio.Queue[discovery_pb2.DeltaDiscoveryRequest] = asyncio.Queue()
-
-    async def ask() -> AsyncIterator[discovery_pb2.DeltaDiscoveryRequest]:
-        while True:
-            yield await questions.get()
-
     async with channel(edge.directory / "edge.sock") as line:
-        answers = discovery_pb2_grpc.AggregatedDiscoveryServiceStub(line).DeltaAggregatedResources(ask())
-        questions.put_nowait(
+        answers = discovery_pb2_grpc.AggregatedDiscoveryServiceStub(line).DeltaAggregatedResources()
+        await answers.write(
             discovery_pb2.DeltaDiscoveryRequest(node=discovery_pb2.Node(id="measuring"), type_url=resources.CLUSTER)
         )
         clusters = await answers.read()
         names = [resource.name for resource in clusters.resources]
-        questions.put_nowait(
+        await answers.write(
             discovery_pb2.DeltaDiscoveryRequest(type_url=resources.ENDPOINT, resource_names_subscribe=names)
         )
         endpoints = await answers.read()

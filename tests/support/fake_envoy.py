@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -39,13 +41,15 @@ class FakeEnvoy:
         """Follow the hypervisor until the stream ends."""
         said: asyncio.Queue[discovery_pb2.DeltaDiscoveryRequest] = asyncio.Queue()
         said.put_nowait(discovery_pb2.DeltaDiscoveryRequest(type_url=CLUSTER))
+        call = discovery_pb2_grpc.AggregatedDiscoveryServiceStub(channel).DeltaAggregatedResources()
+        try:
+            await self._follow(call, said)
+        finally:
+            call.cancel()
 
-        async def requests() -> AsyncIterator[discovery_pb2.DeltaDiscoveryRequest]:
-            while True:
-                yield await said.get()
-
-        stub = discovery_pb2_grpc.AggregatedDiscoveryServiceStub(channel)
-        async for response in stub.DeltaAggregatedResources(requests()):
+    async def _follow(self, call: Any, said: asyncio.Queue[discovery_pb2.DeltaDiscoveryRequest]) -> None:
+        await _say(call, said)
+        async for response in call:
             word = discovery_pb2.DeltaDiscoveryRequest(type_url=response.type_url, response_nonce=response.nonce)
             if response.type_url == CLUSTER:
                 said.put_nowait(word)
@@ -54,6 +58,7 @@ class FakeEnvoy:
                 self._take_endpoints(response, word)
                 said.put_nowait(word)
             self.changed.set()
+            await _say(call, said)
 
     def _take_clusters(
         self,
@@ -116,3 +121,10 @@ async def fake_admin(socket: Path, counters: Mapping[str, int]) -> AsyncIterator
         server.close()
         await server.wait_closed()
         socket.unlink()
+
+
+async def _say(call: Any, said: asyncio.Queue[discovery_pb2.DeltaDiscoveryRequest]) -> None:
+    # Of a call that is over, whoever reads it learns why.
+    with contextlib.suppress(asyncio.InvalidStateError):
+        while not said.empty():
+            await call.write(said.get_nowait())
