@@ -55,7 +55,8 @@ def test_every_fault_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [('{"a": "x"}', "CELLMESH_BOUNDS.a: "), ("{", 'field "bounds"'), ("[]", "CELLMESH_BOUNDS: ")]
+    ("value", "told"),
+    [('{"a": "x"}', "CELLMESH_BOUNDS.a: "), ("{", "CELLMESH_BOUNDS: it is no JSON."), ("[]", "CELLMESH_BOUNDS: ")],
 )
 def test_fault_within_an_object_is_named(value: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that is an object says which part of it is wrong, or that it is no JSON."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -10,6 +11,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "CELLMESH_"
+# How pydantic-settings names what it could not read.
+_FIELD = re.compile(r'field "(\w+)"')
 
 
 class SettingsFault(ValueError):
@@ -55,7 +58,7 @@ class Settings(BaseSettings):
                 for fault in error.errors(include_url=False, include_input=False, include_context=False)
             ]
         except SettingsError as error:
-            faults.append(f"{error}: it is no JSON.")
+            faults.append(f"{_name(tuple(_FIELD.findall(str(error))))}: it is no JSON.")
         if faults:
             raise SettingsFault("The settings cannot be used:\n" + "\n".join(sorted(faults)))
         return settings
