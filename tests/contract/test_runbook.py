@@ -10,11 +10,11 @@ import pytest
 
 from cellmesh.hypervisor.domain.route import WaitReason
 from cellmesh.hypervisor.edge import access_log
-from cellmesh.hypervisor.limits import ClusterLimits, Limits
+from cellmesh.hypervisor.limits import Limits, RouteLimits
 from support.contracts import ROOT
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
-LIMITS, CELL = Limits(), ClusterLimits()
+LIMITS, CELL = Limits(), RouteLimits()
 
 
 def _in(unit: str, time: timedelta) -> str:

@@ -31,7 +31,6 @@ class SimulatedMachine:
         make_guest: Callable[[SimulatedMachine], SimulatedGuest],
     ) -> None:
         self.config = config
-        self.paused = False
         self.vsock: SimulatedVsock | None = None
         self.guest: SimulatedGuest | None = None
         self._owner = owner
@@ -86,12 +85,10 @@ class SimulatedMachine:
             self._exit.set_result(reason)
 
     async def pause(self) -> None:
-        """Remember that the processors stand still; the guest's coroutines ask."""
-        self.paused = True
+        """Do nothing: a simulated guest has no processors that could stand still."""
 
     async def resume(self) -> None:
-        """Remember that the processors run."""
-        self.paused = False
+        """Do nothing, as `pause` did."""
 
     async def power_button(self) -> None:
         """Press the button: what happens is the guest's affair."""

@@ -7,14 +7,14 @@ from datetime import timedelta
 
 import pytest
 
-from cellmesh.hypervisor.limits import ClusterLimits
+from cellmesh.hypervisor.limits import RouteLimits
 from support.envoy import ALICE, BOB, READY_SECONDS, WORKERS, EdgeUnderTest, furnish, running_edge, until, with_limits
 from support.http_client import Http2, answer, connected, get, head
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BODY = 100_000
-LIMITS = ClusterLimits()
+LIMITS = RouteLimits()
 ASKED = LIMITS.connections + LIMITS.pending_requests + 50
 
 

@@ -16,7 +16,7 @@ from cellmesh.hypervisor.edge.certificate import AUTHORITY_FILE
 from cellmesh.hypervisor.edge.options import EdgeMisconfigured
 from cellmesh.hypervisor.edge.prepare import options_of, prepare
 from cellmesh.hypervisor.edge.upkeep import EdgeUpkeep
-from cellmesh.hypervisor.limits import ClusterLimits, Limits
+from cellmesh.hypervisor.limits import Limits, RouteLimits
 from cellmesh.hypervisor.settings import HypervisorSettings
 
 
@@ -136,7 +136,7 @@ def test_limits_are_settings(tmp_path: Path) -> None:
     settings = _settings(tmp_path, edge_limits={"stream_lifetime": 60}, edge_route_limits={"connections": 7})
     read = HypervisorSettings.model_validate_json(settings.model_dump_json())
     assert options_of(read).limits == Limits(stream_lifetime=timedelta(minutes=1))
-    assert read.edge_route_limits == ClusterLimits(connections=7)
+    assert read.edge_route_limits == RouteLimits(connections=7)
 
 
 @pytest.mark.parametrize(

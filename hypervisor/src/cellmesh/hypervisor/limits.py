@@ -62,7 +62,7 @@ class Limits(_Bounds):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterLimits(_Bounds):
+class RouteLimits(_Bounds):
     """How much one route of one user may have going on at once."""
 
     connections: int = _MOST_CONNECTIONS
@@ -79,6 +79,6 @@ class ClusterLimits(_Bounds):
     """How much a connection holds before its sender has to wait."""
 
     def __post_init__(self) -> None:
-        _Bounds.__post_init__(self)
+        _Bounds.__post_init__(self)  # with slots the class is made anew, and super() would mean the one before
         if self.connections > _MOST_CONNECTIONS:
             raise ValueError(f"connections must be at most {_MOST_CONNECTIONS}: a guest takes twice as many")

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cellmesh.hypervisor.limits import ClusterLimits, Limits
+from cellmesh.hypervisor.limits import Limits, RouteLimits
 from cellmesh.mesh.settings import Settings
 
 _OPERATOR_SOCKET = "operator.sock"
@@ -60,7 +60,7 @@ class HypervisorSettings(Settings):
     """The socket of who decides about each request; absent is `authz.sock` in the edge's directory."""
     edge_limits: Limits = Limits()
     """Limits of the edge that are not to be the usual: a JSON object of their names, durations in seconds."""
-    edge_route_limits: ClusterLimits = ClusterLimits()
+    edge_route_limits: RouteLimits = RouteLimits()
     """Likewise, those of each route of each user."""
     stop_grace: timedelta = timedelta(seconds=5)
     """Seconds that calls may go on when the hypervisor stops."""

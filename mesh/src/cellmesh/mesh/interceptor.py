@@ -183,7 +183,8 @@ def _drained(handler: Handler, streams: Streams) -> Handler:
                     if told:
                         raise
                     # A limit within the answers ran out while one was written: only there it is known what that means.
-                    told = _cancel_again()
+                    told = True
+                    _cancel_again()
         finally:
             # The innermost first: OpenTelemetry's generator does not close the one it reads.
             for stream in (*streams, answers):
@@ -202,13 +203,12 @@ async def _begin(context: Context) -> None:
         raise
 
 
-def _cancel_again() -> bool:
-    """Have this task cancelled where it waits next, and not counted twice; return True."""
+def _cancel_again() -> None:
+    """Have this task cancelled where it waits next, and not counted twice."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()
         task.cancel()
-    return True
 
 
 def _like(handler: Handler, behavior: Any) -> Handler:

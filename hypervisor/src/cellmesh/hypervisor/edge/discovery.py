@@ -16,7 +16,7 @@ from cellmesh.hypervisor.edge import resources
 from cellmesh.hypervisor.edge.endpoint import Endpoint, Endpoints
 from cellmesh.hypervisor.edge.probe import ProbeFailed
 from cellmesh.hypervisor.edge.subscription import Desired, Refusal, Subscription, readable
-from cellmesh.hypervisor.limits import ClusterLimits
+from cellmesh.hypervisor.limits import RouteLimits
 from cellmesh.mesh.interceptor import Context
 
 MAX_STREAMS = 16
@@ -49,10 +49,8 @@ class Discovery:
     served; it returns when all of Envoy's workers have what its main thread took.
     """
 
-    def __init__(
-        self, limits: ClusterLimits | None = None, *, proof: Callable[[], Awaitable[None]] = _no_proof
-    ) -> None:
-        self._limits = limits or ClusterLimits()
+    def __init__(self, limits: RouteLimits | None = None, *, proof: Callable[[], Awaitable[None]] = _no_proof) -> None:
+        self._limits = limits or RouteLimits()
         self._proof = proof
         self._version = 0
         self._endpoints: dict[str, Endpoint] = {}

@@ -16,7 +16,7 @@ from cellmesh.envoy.discovery.v3 import discovery_pb2
 from cellmesh.envoy.endpoint.v3 import endpoint_pb2
 from cellmesh.envoy.upstream.v3 import http_protocol_options_pb2
 from cellmesh.hypervisor.edge.endpoint import Endpoint
-from cellmesh.hypervisor.limits import ClusterLimits
+from cellmesh.hypervisor.limits import RouteLimits
 
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
@@ -28,7 +28,7 @@ _EDS = 3
 _VERSION_3 = 2
 
 
-def cluster(name: str, limits: ClusterLimits) -> discovery_pb2.Resource:
+def cluster(name: str, limits: RouteLimits) -> discovery_pb2.Resource:
     """Return a cluster whose endpoint comes by the stream that told of it."""
     protocol = http_protocol_options_pb2.HttpProtocolOptions(
         common_http_protocol_options=http_protocol_options_pb2.HttpProtocolOptions.CommonOptions(

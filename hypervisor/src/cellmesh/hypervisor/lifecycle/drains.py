@@ -13,7 +13,8 @@ from cellmesh.hypervisor.domain.errors import EdgeUnreachable, RouteRefused
 from cellmesh.hypervisor.domain.route import Drain
 from cellmesh.hypervisor.store import Store
 
-_SETTLES = timedelta(seconds=10)
+SETTLES = timedelta(seconds=10)
+"""What the edge has to take a switch or to refuse it; whoever asked for it may have gone before."""
 _LOOKS_AGAIN = timedelta(seconds=1)
 _log = structlog.get_logger()
 
@@ -70,7 +71,7 @@ class Drains:
         """Close what is open to a generation, unless a route leads to it again; False if the edge is not ready."""
         try:
             # Who is sent away before the edge leads elsewhere comes back the same way.
-            await self._edge.served(drain.vm_id, drain.prefix, within=_SETTLES)
+            await self._edge.served(drain.vm_id, drain.prefix, within=SETTLES)
         except (EdgeUnreachable, RouteRefused):
             return False
         try:

@@ -27,13 +27,11 @@ from cellmesh.hypervisor.domain.errors import (
 )
 from cellmesh.hypervisor.domain.route import CurrentRoute, Drain, Route, RouteTarget, current
 from cellmesh.hypervisor.domain.vm import DesiredState
-from cellmesh.hypervisor.lifecycle.drains import Drains, Edge
+from cellmesh.hypervisor.lifecycle.drains import SETTLES, Drains, Edge
 from cellmesh.hypervisor.store import Intent, Store, Transaction
 from cellmesh.hypervisor.store.rows import current_route_from_json, current_route_to_json
 from cellmesh.mesh.errors import InternalError, MeshError
 
-# What the edge has to take a switch or to refuse it; whoever asked for it may have gone before.
-_SETTLES = timedelta(seconds=10)
 _log = structlog.get_logger()
 
 
@@ -132,7 +130,7 @@ class Switches:
     async def _settle(self, intent: Intent, wish: Wish, route: Route) -> MeshError | None:
         """Wait until a switch is served, or undo it; return what went wrong, as nobody may be there to be told."""
         try:
-            await self._edge.served(wish.vm_id, wish.prefix, within=_SETTLES)
+            await self._edge.served(wish.vm_id, wish.prefix, within=SETTLES)
         except RouteRefused as error:
             return await self._undo(intent, wish, route, error)
         except EdgeUnreachable as error:
