@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,30 @@ async def test_up_leaves_vms_running_and_stops_them_when_asked() -> None:
         finally:
             # Whatever a failure left running belongs to this test alone.
             await Node(it.directory, it.hub.binary).end_everything()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_up_takes_back_what_it_had_started_when_it_is_stopped_early(number: signal.Signals) -> None:
+    """A signal before the node is ready leaves no hypervisor behind, though that one has a session of its own."""
+    async with stage() as it:
+        process = await it.spawn("up", "--json", "--no-edge")
+        async with asyncio.timeout(SECONDS):
+            while (hypervisor := _hypervisor_of(process.pid)) is None:  # noqa: ASYNC110  # of another process
+                await asyncio.sleep(0.01)
+        process.send_signal(number)
+        async with asyncio.timeout(SECONDS):
+            output, _ = await process.communicate()
+        assert (process.returncode, output) == (130, b"")
+        assert not await runs(hypervisor)
+
+
+def _hypervisor_of(parent: int) -> int | None:
+    """Return the hypervisor that a process started, once it is one."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if b"cellmesh.hypervisor\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    return None
 
 
 async def _up_and_down(it: Stage) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import uuid
+from collections.abc import Callable
 from contextlib import aclosing
 
 from cellmesh.api.hypervisor.v1 import vm_pb2, vm_service_pb2
@@ -22,7 +23,13 @@ _STOPPED = frozenset({vm_pb2.VM_STATE_STOPPED, vm_pb2.VM_STATE_DELETED, vm_pb2.V
 
 
 async def run_node(settings: Settings, output: Output, *, edge: Edge | None, stop_vms: bool) -> None:
-    """Run the hypervisor and its edge until Ctrl-C; raises HypervisorError, EdgeError if one can't be had."""
+    """Run the hypervisor and its edge until Ctrl-C; raises HypervisorError, EdgeError if one can't be had.
+
+    Told to stop before all of it runs, it takes down what it had started and raises CancelledError.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    _on_stop(task.cancel)
     hypervisor = await HypervisorProcess.start(settings, os.environ)
     try:
         await hypervisor.ready()
@@ -30,8 +37,11 @@ async def run_node(settings: Settings, output: Output, *, edge: Edge | None, sto
             try:
                 if edge is not None:
                     await edge.start(os.environ)
+                asked = asyncio.Event()
+                # Before anybody hears that the node is ready: from then on a signal is its orderly end.
+                _on_stop(asked.set)
                 _say_ready(settings, output, hypervisor, edge)
-                await _serve(hypervisor, node, output, edge)
+                await _serve(hypervisor, node, output, edge, asked)
             finally:
                 if edge is not None:
                     await edge.stop()
@@ -43,12 +53,16 @@ async def run_node(settings: Settings, output: Output, *, edge: Edge | None, sto
     _say_goodbye(output, remaining)
 
 
-async def _serve(hypervisor: HypervisorProcess, node: Node, output: Output, edge: Edge | None) -> None:
-    """Show the VMs until a signal asks to stop; raises HypervisorError if the hypervisor ends first."""
-    asked = asyncio.Event()
+def _on_stop(act: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, asked.set)
+        loop.add_signal_handler(number, act)
+
+
+async def _serve(
+    hypervisor: HypervisorProcess, node: Node, output: Output, edge: Edge | None, asked: asyncio.Event
+) -> None:
+    """Show the VMs until it is asked to stop; raises HypervisorError if the hypervisor ends first."""
     async with asyncio.TaskGroup() as tasks:
         owned = [
             tasks.create_task(hypervisor.wait()),
