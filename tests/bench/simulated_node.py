@@ -12,9 +12,10 @@ from cellmesh.hypervisor.domain.route import default_routes
 from cellmesh.hypervisor.domain.vm import DesiredState, VmState
 from cellmesh.hypervisor.store import Store
 from simulator import Hub
-from support.edge import Edge, edge_of, free_port, listening
+from support.edge import Edge, edge_of, listening
 from support.hollow_images import hollow_container, hollow_guest
 from support.node import Node, node, short_directory
+from support.ports import held_port
 from support.vms import NOW, make_vm
 
 
@@ -31,8 +32,8 @@ async def simulated_node() -> AsyncIterator[Node]:
 @asynccontextmanager
 async def simulated_edge(*, stopped_cells: int = 0) -> AsyncIterator[Edge]:
     """Run a hypervisor that can boot simulated VMs, with its edge; it knows so many cells already, and none runs."""
-    with short_directory() as directory:
-        images, port = directory / "state" / "images", free_port()
+    with short_directory() as directory, held_port() as port:
+        images = directory / "state" / "images"
         hollow_guest(images)
         image = hollow_container(images)
         await _know(directory / "state" / "hypervisor.db", stopped_cells)

@@ -12,7 +12,8 @@ import pytest_asyncio
 from playwright.async_api import BrowserContext, Page, async_playwright, expect
 
 from cellmesh.image import ContainerImage, GuestImage
-from support.edge import DEV, LIVE, Cell, Edge, edge_of, free_port, listening
+from support.edge import DEV, LIVE, Cell, Edge, edge_of, listening
+from support.ports import held_port
 from support.real_node import PATIENCE, real_node
 
 _CHROMIUM = Path("/usr/bin/chromium-headless-shell")
@@ -45,21 +46,21 @@ class Desk:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def desk(guest_image: GuestImage, example_images: dict[str, ContainerImage]) -> AsyncIterator[Desk]:
     """Give one guest with both examples and one browser to all tests here."""
-    port = free_port()
-    async with (
-        real_node(guest_image, example_images.values(), **listening(port)) as it,
-        edge_of(it, port) as edge,
-        _browser(edge) as context,
-    ):
-        vm = await it.running()
-        cell = Cell(vm_id=vm.vm_id, user_id=vm.user_id)
-        for name, path in ((LIVE, "/"), (DEV, "/dev/")):
-            await it.start_container(cell.vm_id, example_images[name.removeprefix("sandbox-")].digest, name)
-            await edge.until_served(cell, path)
-        page = await context.new_page()
-        await page.goto(f"{_SIGN_IN}?user={cell.user_id}")
-        await page.close()
-        yield Desk(edge=edge, cell=cell, context=context)
+    with held_port() as port:
+        async with (
+            real_node(guest_image, example_images.values(), **listening(port)) as it,
+            edge_of(it, port) as edge,
+            _browser(edge) as context,
+        ):
+            vm = await it.running()
+            cell = Cell(vm_id=vm.vm_id, user_id=vm.user_id)
+            for name, path in ((LIVE, "/"), (DEV, "/dev/")):
+                await it.start_container(cell.vm_id, example_images[name.removeprefix("sandbox-")].digest, name)
+                await edge.until_served(cell, path)
+            page = await context.new_page()
+            await page.goto(f"{_SIGN_IN}?user={cell.user_id}")
+            await page.close()
+            yield Desk(edge=edge, cell=cell, context=context)
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,24 +17,22 @@ from cellmesh.hypervisor.edge.certificate import EdgeAuthority, secret
 from cellmesh.hypervisor.edge.options import EdgeOptions, Listener
 from support.envoy import ALICE, READY_SECONDS, EdgeUnderTest, furnish, running_edge
 from support.http_client import Http2, answer, connected, head
+from support.ports import held_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-def with_tls(options: EdgeOptions) -> EdgeOptions:
-    """Add a listener on a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return replace(options, listeners=(*options.listeners, Listener(host="127.0.0.1", port=port)))
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def secured() -> AsyncIterator[EdgeUnderTest]:
     """Give an edge with TLS."""
-    async with running_edge(with_tls) as it:
-        await furnish(it)
-        yield it
+    with held_port() as port:
+
+        def with_tls(options: EdgeOptions) -> EdgeOptions:
+            return replace(options, listeners=(*options.listeners, Listener(host="127.0.0.1", port=port)))
+
+        async with running_edge(with_tls) as it:
+            await furnish(it)
+            yield it
 
 
 def context(edge: EdgeUnderTest, *protocols: str) -> ssl.SSLContext:
