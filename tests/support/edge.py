@@ -10,7 +10,9 @@ async with edge_on_simulator() as edge:
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -21,6 +23,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from google.protobuf import duration_pb2
@@ -36,10 +39,12 @@ from cellmesh.cli.up.envoy import command, lowered
 from cellmesh.hypervisor.edge.admin import EdgeAway, EnvoyAdmin
 from cellmesh.hypervisor.edge.binary import Envoy
 from cellmesh.hypervisor.edge.certificate import EdgeAuthority
+from cellmesh.hypervisor.edge.routes import AUTHORIZE
 from cellmesh.hypervisor.settings import HypervisorSettings
 from simulator import Hub
 from support.hollow_images import hollow_container, hollow_guest
 from support.node import SECONDS, Node, node, short_directory
+from support.ports import held_port
 
 LIVE, DEV = "sandbox-live", "sandbox-dev"
 HOST = "localhost"
@@ -225,7 +230,7 @@ async def edge_of(it: Node, port: int, *, configuration: str = "envoy.json") -> 
         ready=lambda: _accepts(directory / "authz.sock"),
         environment=environment,
     )
-    named = binary.command(directory / configuration, concurrency=os.cpu_count() or 1)
+    named = binary.command(_patient(directory / configuration), concurrency=os.cpu_count() or 1)
     envoy = Part(
         "envoy",
         lowered(command(program, named[1:]), uid=settings.edge_user, gid=settings.edge_group, port=port),
@@ -263,11 +268,10 @@ async def edge_on_simulator(
 
     `line` is given the directory of the edge and yields the name of the configuration Envoy is to have.
     """
-    with short_directory() as directory:
+    with short_directory() as directory, held_port() as port:
         images = directory / "state" / "images"
         hollow_guest(images)
         image = hollow_container(images)
-        port = free_port()
         async with AsyncExitStack() as stack:
             hub = await stack.enter_async_context(Hub(directory / "hub"))
             it = await stack.enter_async_context(run(directory, hub.binary, **listening(port), **settings))
@@ -284,10 +288,28 @@ def listening(port: int) -> dict[str, object]:
     return {"edge_listen": f"127.0.0.1:{port}"}
 
 
-def free_port() -> int:
-    """Return a port nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+def _patient(configuration: Path) -> Path:
+    """Return a configuration that leaves the authorizer all the time a test has.
+
+    In the second it has else, one that is there answers; on a machine that is busy for so long requests would fail.
+    """
+    config = json.loads(configuration.read_text())
+    for asked in _authorizers(config):
+        asked["grpc_service"]["timeout"] = f"{SECONDS:g}s"
+    patient = configuration.with_name(f"patient-{configuration.name}")
+    patient.write_text(json.dumps(config))
+    shutil.chown(patient, group=configuration.stat().st_gid)
+    patient.chmod(0o640)
+    return patient
+
+
+def _authorizers(config: Any) -> list[Any]:
+    """Return what asks the authorizer, a filter of each listener for clients."""
+    listeners = config["static_resources"]["listeners"]
+    managers = [each["filter_chains"][0]["filters"][0]["typed_config"] for each in listeners]
+    found = [each for manager in managers for each in manager["http_filters"] if each["name"] == AUTHORIZE]
+    assert found
+    return [each["typed_config"] for each in found]
 
 
 def _authority(it: Node) -> str:

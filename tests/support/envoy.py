@@ -83,6 +83,8 @@ class EdgeUnderTest:
     async def stop_hypervisor(self) -> None:
         """Stop serving discovery, at once."""
         await self.hypervisor.aclose()
+        # An Envoy that counts as connected still would be waited for, or taken for the one that comes back.
+        await until(lambda: not self.discovery.connected)
 
     async def start_envoy(self) -> None:
         """Start Envoy and wait until it is ready and connected."""
@@ -128,6 +130,8 @@ async def running_edge(
             directory=directory,
             listeners=(Listener(path=directory / "in.sock", tls=False),),
             domains=("cell.test",),
+            # It is in this process, which may be busy with what it asks.
+            authorizer_timeout=timedelta(seconds=READY_SECONDS),
         )
     )
     write(options.certificate_file, secret(EdgeAuthority(directory).issue(options.domains)))
