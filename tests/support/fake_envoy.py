@@ -19,6 +19,7 @@ from cellmesh.envoy.endpoint.v3 import endpoint_pb2
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 _INVALID_ARGUMENT = 3
+_SECONDS = 30.0
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class FakeEnvoy:
 
     async def until(self, holds: Callable[[dict[str, Path]], bool]) -> None:
         """Wait until what it serves is as wanted."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(_SECONDS):
             while not holds(self.serves):
                 self.changed.clear()
                 await self.changed.wait()
@@ -92,15 +93,19 @@ class FakeEnvoy:
 
 @asynccontextmanager
 async def fake_envoy(socket: Path) -> AsyncIterator[FakeEnvoy]:
-    """Connect an Envoy to the hypervisor's socket for the edge."""
+    """Connect an Envoy to the hypervisor's socket for the edge; if one is there it counts as connected inside."""
     envoy = FakeEnvoy()
     async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
         following = asyncio.ensure_future(envoy.run(channel))
+        heard = asyncio.ensure_future(envoy.changed.wait())
         try:
+            # Whatever there is to tell, the hypervisor answers once it knows of an Envoy.
+            await asyncio.wait({following, heard}, timeout=_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             yield envoy
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for task in (following, heard):
+                task.cancel()
+            await asyncio.gather(following, heard, return_exceptions=True)
 
 
 @asynccontextmanager
