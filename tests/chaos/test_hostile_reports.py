@@ -196,9 +196,13 @@ async def test_another_boot_is_told_so_and_the_vm_starts_anew(arena: Arena) -> N
 async def test_a_flood_of_reports_is_dropped_and_counted(arena: Arena) -> None:
     """Reports at full speed end in TOO_MANY_REPORTS; few events, a small log, a neighbour that does not notice."""
     log = arena.it.log.stat().st_size
-    async with arena.target() as target, arena.witnessed():
+    async with arena.target() as target:
+        # Before anybody is asked how the neighbour is, whose guest is in this process and would have to wait.
         frames = [report(target, status(restart_count=n % 1000), sequence=FIRST + n) for n in range(FLOOD)]
-        outcomes = [await say(target, *frames[start : start + 1000]) for start in range(0, FLOOD, 1000)]
+        async with arena.witnessed():
+            outcomes = [await say(target, *frames[start : start + 1000]) for start in range(0, FLOOD, 1000)]
+            # gRPC may forget why a stream ended that was still written to; one of a few reports is written by then.
+            outcomes += [await say(target, *frames[:5]) for _ in range(20)]
         refused = [outcome for outcome in outcomes if outcome.reason == "TOO_MANY_REPORTS"]
         assert refused
         assert {outcome.code for outcome in refused} == {"RESOURCE_EXHAUSTED"}
