@@ -22,8 +22,10 @@ _CLIENTS = 20
 _PAUSE = 0.02
 _RESTARTS = 30
 _DEFECTIVE_RESTARTS = 10
-_LATE = 0.1
-_DRAIN = timedelta(seconds=4)
+_LATE = 0.5
+"""By when every request that was sent to a container which is gone has been given up."""
+_DRAIN = timedelta(seconds=10)
+"""Long enough to kill the hypervisor before."""
 # What Envoy says by itself when it asks a container that is not there, or not any more.
 _TOO_LATE = frozenset({"CONTAINER_UNREACHABLE", "CONTAINER_HUNG_UP"})
 
