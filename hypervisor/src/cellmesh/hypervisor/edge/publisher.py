@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,8 @@ from cellmesh.hypervisor.edge.endpoint import Endpoint
 from cellmesh.hypervisor.store import Store
 from cellmesh.hypervisor.vmm import ingress_name
 
-_SETTLES = 1.0
+_SETTLES = 3.0
+"""For all routes of a VM: what an edge on a busy host needs, and what one that hangs may cost a stop."""
 
 
 class Publisher:
@@ -68,12 +70,13 @@ class Publisher:
             raise EdgeUnreachable(f"{error} What was stored takes effect once the edge serves again.") from error
 
     async def settled(self, vm_id: str) -> None:
-        """Return once the edge leads a VM's routes as they are committed, or cannot say so within a second."""
+        """Return once the edge leads a VM's routes as they are committed, or cannot say so within three seconds."""
         version = self._publish([vm_id])
         try:
-            for name in self._names.get(vm_id, ()):
-                await self._discovery.served(name, version, timeout=_SETTLES)
-        except (discovery.EdgeRefused, discovery.EdgeUnreachable):
+            async with asyncio.timeout(_SETTLES):
+                for name in self._names.get(vm_id, ()):
+                    await self._discovery.served(name, version, timeout=_SETTLES)
+        except (discovery.EdgeRefused, discovery.EdgeUnreachable, TimeoutError):
             return  # whoever stops something does not wait for an edge that is not there
 
     async def drain(self, vm_id: str, container: str, generation: int) -> None:
