@@ -111,7 +111,8 @@ class Hub:
             return  # the process is dead and needs no answer
         try:
             serving.result()
-        except ApiSocketError as error:
+        except (ApiSocketError, OSError) as error:
+            # Whoever started it may have killed it since, and taken its directory away: that is no end of the others.
             await _end(writer, 1, str(error))
         else:
             await _end(writer, 0, "")
