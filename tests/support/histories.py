@@ -35,7 +35,7 @@ from support.ledger import Ledger
 from support.world import Life, World
 
 VMS = 10
-_SETTLED_SECONDS = 30.0
+_SETTLED_SECONDS = 90.0
 _PAUSE = 0.01
 _HANGS_SECONDS = 0.05
 _CONTAINER = "app"

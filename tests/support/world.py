@@ -18,7 +18,7 @@ from simulator import Hub, SimulatedProcess
 from support.invariants import Broken
 from support.zygote import ForkedNode
 
-_DIES_SECONDS = 2.0
+_DIES_SECONDS = 10.0
 T = TypeVar("T")
 
 

@@ -49,7 +49,9 @@ class Forked:
         except ProcessLookupError:
             return 0
         try:
-            return 0 if select.select([end], [], [], 0)[0] else None
+            # Its number may be another's by now: nobody has to collect it.
+            is_another = process._start_ticks_of_any(self.pid) != self._ticks
+            return 0 if is_another or select.select([end], [], [], 0)[0] else None
         finally:
             os.close(end)
 
