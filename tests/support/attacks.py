@@ -11,7 +11,8 @@ from support.envoy import ALICE, BOB, EdgeUnderTest
 from support.http_client import say
 
 _PATH = "PATH"
-_SILENCE_SECONDS = 3.0
+_SILENCE_SECONDS = 10.0
+"""How long the first byte of an answer may take; only without the hardening does one of these get none."""
 _BEARER = f"Authorization: Bearer {ALICE}\r\n"
 _UPGRADE = "Connection: upgrade\r\nUpgrade: websocket\r\n"
 

@@ -18,6 +18,7 @@ from cellmesh.envoy.auth.v3 import external_auth_pb2
 
 USER_HEADER = "x-cellmesh-user"
 _REPLACE = 2
+_BACKLOG = 1024  # a full one turns Envoy away, which does not wait
 _UUID = re.compile(r"^Bearer ([0-9a-f-]{36})$")
 
 
@@ -71,7 +72,7 @@ class Toy:
                 tasks.discard(task)
                 writer.transport.abort()
 
-        server = await asyncio.start_unix_server(accept, self.path, limit=1 << 20)
+        server = await asyncio.start_unix_server(accept, self.path, limit=1 << 20, backlog=_BACKLOG)
         try:
             yield self
         finally:
