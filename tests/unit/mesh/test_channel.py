@@ -19,7 +19,7 @@ from cellmesh.api.guest.v1 import (
 )
 from cellmesh.api.hypervisor.v1 import vm_service_pb2, vm_service_pb2_grpc
 from cellmesh.mesh.breaker import Breaker
-from cellmesh.mesh.channel import guest_channel, unix_channel
+from cellmesh.mesh.channel import MeshChannel, guest_channel, unix_channel
 from cellmesh.mesh.errors import Code, DownstreamUnavailable, InvalidAnswer, MeshError, RemoteError
 from support.vm_service import GET, Vms
 
@@ -202,3 +202,76 @@ async def test_stream_refused_while_it_is_written_to_is_no_fault_of_ours(tmp_pat
             with pytest.raises(MeshError) as refused:
                 await anext(aiter(exec_(frames())))
             assert refused.value.code in {Code.NOT_FOUND, Code.UNAVAILABLE}
+
+
+async def _asked_until(ends: Callable[[MeshChannel, asyncio.Task[object]], Awaitable[object]], path: Path) -> object:
+    """Return what a call ends with whose answer does not come, once it was asked and `ends` has ended it."""
+    asked = asyncio.Event()
+
+    async def answer(_: grpc.aio.ServicerContext) -> guest_service_pb2.GetInfoResponse:
+        asked.set()
+        return await asyncio.get_running_loop().create_future()
+
+    add = functools.partial(guest_service_pb2_grpc.add_GuestServiceServicer_to_server, Guest(answer))
+    async with _plain(path, add), guest_channel(path, vm_id="vm-1") as channel:
+        asking = asyncio.ensure_future(guest_service_pb2_grpc.GuestServiceStub(channel).GetInfo(INFO))
+        await asked.wait()
+        await ends(channel, asking)
+        (ended,) = await asyncio.gather(asking, return_exceptions=True)
+        return ended
+
+
+@pytest.mark.asyncio
+async def test_who_asks_on_a_channel_that_is_closed_is_told_so(tmp_path: Path) -> None:
+    """Nobody has cancelled who asks: that a connection was hung up is an error of the call, once."""
+
+    async def hang_up(channel: MeshChannel, _: asyncio.Task[object]) -> None:
+        await channel.close()
+
+    assert isinstance(await _asked_until(hang_up, tmp_path / "s"), DownstreamUnavailable)
+
+
+@pytest.mark.asyncio
+async def test_who_is_cancelled_while_asking_is_cancelled(tmp_path: Path) -> None:
+    """A cancellation from outside travels, whatever gRPC says of the call."""
+
+    async def cancel(_: MeshChannel, asking: asyncio.Task[object]) -> None:
+        asking.cancel()
+
+    assert isinstance(await _asked_until(cancel, tmp_path / "s"), asyncio.CancelledError)
+
+
+class Mute(container_service_pb2_grpc.GuestContainerServiceServicer):
+    """An agent whose container says nothing."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def StreamLogs(
+        self, request: container_service_pb2.StreamLogsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[container_service_pb2.StreamLogsResponse]:
+        """Never answer."""
+        self.asked.set()
+        await asyncio.get_running_loop().create_future()
+        yield container_service_pb2.StreamLogsResponse()
+
+
+@pytest.mark.asyncio
+async def test_who_follows_a_stream_on_a_channel_that_is_closed_is_told_so(tmp_path: Path) -> None:
+    """A stream that was hung up ends with an error; one its reader has cancelled, with that."""
+    mute = Mute()
+    add = functools.partial(container_service_pb2_grpc.add_GuestContainerServiceServicer_to_server, mute)
+    for ending, expected in (("hang up", DownstreamUnavailable), ("cancel", asyncio.CancelledError)):
+        mute.asked.clear()
+        path = tmp_path / ending
+        async with _plain(path, add), guest_channel(path, vm_id="vm-1") as channel:
+            stub = container_service_pb2_grpc.GuestContainerServiceStub(channel)
+            answers = stub.StreamLogs(container_service_pb2.StreamLogsRequest())
+            reading = asyncio.ensure_future(anext(answers))
+            await mute.asked.wait()
+            if ending == "hang up":
+                await channel.close()
+            else:
+                answers.cancel()
+            (ended,) = await asyncio.gather(reading, return_exceptions=True)
+        assert isinstance(ended, expected)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from google.protobuf.message import Message
 
 from cellmesh.mesh import deadline, retry, status
 from cellmesh.mesh.breaker import Breaker
-from cellmesh.mesh.errors import DeadlineExceeded, InvalidAnswer, MeshError
+from cellmesh.mesh.errors import DeadlineExceeded, DownstreamUnavailable, InvalidAnswer, MeshError
 from cellmesh.mesh.policy import MethodPolicy
 from cellmesh.mesh.validation import check_answer
 from cellmesh.mesh.wire import Undecodable
@@ -85,6 +86,25 @@ class Method:
         await asyncio.sleep(wait)
 
 
+def _never() -> bool:
+    return False
+
+
+@contextmanager
+def _told_if_hung_up(is_cancelled: Callable[[], bool] = _never) -> Iterator[None]:
+    """Raise DownstreamUnavailable for a call inside whose channel was closed here, by somebody else.
+
+    gRPC says that with CancelledError as well, to a task that nobody has cancelled and that is to go on.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling() or is_cancelled():
+            raise
+        raise DownstreamUnavailable("Its connection was closed while it was asked. Try again.") from None
+
+
 class UnaryCallable:
     """Calls an RPC that gives one answer."""
 
@@ -95,7 +115,11 @@ class UnaryCallable:
         self, request: Any, *, timeout: float | None = None, metadata: Metadata = (), **_: Any
     ) -> Coroutine[Any, Any, Any]:
         """Return the answer when awaited; raise MeshError. `timeout` is in seconds and cut to the contract's."""
-        return self._call(request, timeout, metadata)
+        return self._hearing(request, timeout, metadata)
+
+    async def _hearing(self, request: Any, timeout: float | None, metadata: Metadata) -> Any:  # noqa: ASYNC109
+        with _told_if_hung_up():
+            return await self._call(request, timeout, metadata)
 
     async def _call(self, request: Any, timeout: float | None, metadata: Metadata) -> Any:  # noqa: ASYNC109
         method = self._method
@@ -149,16 +173,22 @@ class AnswerStream(AsyncIterator[Any]):
         self._request = request
         self._metadata = tuple(metadata)
         self._call: Any = None
+        self._is_cancelled = False
         self._answers = self._run(method.ends(timeout))
 
     def __aiter__(self) -> AnswerStream:
         return self
 
     async def __anext__(self) -> Any:
-        return await anext(self._answers)
+        with _told_if_hung_up(lambda: self._is_cancelled):
+            return await anext(self._answers)
 
     def cancel(self) -> bool:
         """End the call now; return False if it had ended."""
+        self._is_cancelled = True
+        return self._end()
+
+    def _end(self) -> bool:
         return self._call is not None and bool(self._call.cancel())
 
     async def aclose(self) -> None:
@@ -190,7 +220,7 @@ class AnswerStream(AsyncIterator[Any]):
         except grpc.aio.AioRpcError as error:
             raise status.from_rpc_error(error) from error
         finally:
-            self.cancel()
+            self._end()
 
     async def _first(self, ends: float) -> tuple[AsyncIterator[Any], Any]:
         """Make the call; return its answers and the first of them, None if there are none."""
@@ -205,6 +235,6 @@ class AnswerStream(AsyncIterator[Any]):
             except grpc.aio.AioRpcError as error:
                 raise status.from_rpc_error(error) from error
             except asyncio.CancelledError:
-                self.cancel()
+                self._end()
                 raise
             return answers, None if first is None else method.checked(first)
