@@ -40,6 +40,7 @@ from cellmesh.hypervisor.settings import HypervisorSettings
 from simulator import Hub
 from support.hollow_images import hollow_container, hollow_guest
 from support.node import SECONDS, Node, node, short_directory
+from support.ports import held_port
 
 LIVE, DEV = "sandbox-live", "sandbox-dev"
 HOST = "localhost"
@@ -267,8 +268,8 @@ async def edge_on_simulator(
         images = directory / "state" / "images"
         hollow_guest(images)
         image = hollow_container(images)
-        port = free_port()
         async with AsyncExitStack() as stack:
+            port = stack.enter_context(held_port())
             hub = await stack.enter_async_context(Hub(directory / "hub"))
             it = await stack.enter_async_context(run(directory, hub.binary, **listening(port), **settings))
             named = (
