@@ -59,7 +59,7 @@ def test_a_planted_leftover_is_seen(kind: str, tmp_path: Path) -> None:
 def test_a_run_that_leaves_a_process_fails(tmp_path: Path) -> None:
     """Prove that the run as a whole fails: its tests pass, its process does not go."""
     conftest = (
-        Path(__file__).with_name("conftest.py").read_text().replace("_SETTLE_SECONDS = 10.0", "_SETTLE_SECONDS = 0")
+        Path(__file__).with_name("conftest.py").read_text().replace("_SETTLE_SECONDS = 30.0", "_SETTLE_SECONDS = 0")
     )
     (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
