@@ -49,7 +49,9 @@ class Forked:
         except ProcessLookupError:
             return 0
         try:
-            return 0 if select.select([end], [], [], 0)[0] else None
+            # Its parent collects it at once, so its number may be another's by now.
+            is_another = process.start_ticks(self.pid) not in (None, self._ticks)
+            return 0 if is_another or select.select([end], [], [], 0)[0] else None
         finally:
             os.close(end)
 
