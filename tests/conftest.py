@@ -22,7 +22,7 @@ LONGEST_FIRST = (
     "test_guest_",
     "test_hypervisor_",
 )
-_SETTLE_SECONDS = 10.0
+_SETTLE_SECONDS = 30.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run if it leaves a process, mount, socket or namespace behind; what just ends gets a few seconds."""
+    """Fail the run if it leaves a process, mount, socket or namespace behind; what just ends gets half a minute."""
     if _is_worker(session.config):
         return
     deadline = time.monotonic() + _SETTLE_SECONDS

@@ -12,10 +12,14 @@ import pytest
 
 from support import leftovers
 
-STRAY = """
+PROGRAM = "print('up', flush=True); input()"
+"""Says when it runs: until then, /proc may not know its command line yet."""
+STRAY = f"""
 import subprocess, sys
 def test_leaves_a_process():
-    subprocess.Popen([sys.executable, "-c", "input()", "cloud-hypervisor"], stdin=int(sys.argv[-1]))
+    argv = [sys.executable, "-c", {PROGRAM!r}, "cloud-hypervisor"]
+    stray = subprocess.Popen(argv, stdin=int(sys.argv[-1]), stdout=subprocess.PIPE)
+    assert stray.stdout.readline() == b"up\\n"
 """
 
 
@@ -42,11 +46,11 @@ def test_a_planted_leftover_is_seen(kind: str, tmp_path: Path) -> None:
         finally:
             (Path("/run/netns") / name).unlink()
     else:
-        argv = [sys.executable, "-c", "print('up', flush=True); input()", "cloud-hypervisor"]
+        argv = [sys.executable, "-c", PROGRAM, "cloud-hypervisor"]
         stray = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
             assert stray.stdout is not None
-            assert stray.stdout.readline() == b"up\n"  # before, /proc may not know its command line yet
+            assert stray.stdout.readline() == b"up\n"
             assert any(line.startswith(f"{stray.pid} ") for line in leftovers.take().since(before)[kind])
         finally:
             stray.communicate()
@@ -55,7 +59,7 @@ def test_a_planted_leftover_is_seen(kind: str, tmp_path: Path) -> None:
 def test_a_run_that_leaves_a_process_fails(tmp_path: Path) -> None:
     """Prove that the run as a whole fails: its tests pass, its process does not go."""
     conftest = (
-        Path(__file__).with_name("conftest.py").read_text().replace("_SETTLE_SECONDS = 10.0", "_SETTLE_SECONDS = 0")
+        Path(__file__).with_name("conftest.py").read_text().replace("_SETTLE_SECONDS = 30.0", "_SETTLE_SECONDS = 0")
     )
     (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

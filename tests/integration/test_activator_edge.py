@@ -142,8 +142,9 @@ async def _logged(log: Path, request_id: str) -> dict[str, object]:
     """Return the line of a request, once Envoy has written it."""
     async with asyncio.timeout(_PATIENCE):
         while True:
-            lines = map(json.loads, log.read_text().splitlines() if log.exists() else [])
-            for line in lines:
+            written = log.read_text() if log.exists() else ""
+            # A line may be read while it is written.
+            for line in map(json.loads, written[: written.rfind("\n") + 1].splitlines()):
                 if line["request_id"] == request_id:
                     return dict(line)
             await asyncio.sleep(0.1)

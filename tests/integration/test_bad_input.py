@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -58,6 +59,10 @@ class Cells:
         """Return a VM that runs, with a container in it."""
         vm = await self.it.running()
         await self.it.start_container(vm.vm_id, self.image, name=NAME)
+        # The last of its files: what its guest says while it boots is written down by another process.
+        async with asyncio.timeout(SECONDS):
+            while not (self._vm_directory(vm) / "console.log").exists():  # noqa: ASYNC110  # a file system tells nobody
+                await asyncio.sleep(0.01)
         return vm
 
     def agent_socket(self, vm: vm_pb2.Vm) -> Path:
@@ -89,7 +94,22 @@ class Cells:
     def files(self) -> frozenset[str]:
         """Return the path of everything the node has on disk."""
         roots = (self.it.run_dir, self.it.state_dir)
-        return frozenset(str(path) for root in roots for path in root.rglob("*"))
+        # os.walk, unlike rglob, bears that a directory goes while it is looked at.
+        return frozenset(
+            str(Path(directory) / name)
+            for root in roots
+            for directory, directories, files in os.walk(root)
+            for name in (*directories, *files)
+        )
+
+    async def files_at_rest(self) -> frozenset[str]:
+        """Return them once there is nothing among them by which another is being replaced."""
+        async with asyncio.timeout(SECONDS):
+            while True:
+                found = self.files()
+                if not any(path.endswith(".new") for path in found):
+                    return found
+                await asyncio.sleep(0.01)
 
     async def until_files(self, wanted: frozenset[str]) -> None:
         """Wait until exactly these files are there: what a console's log is written through comes and goes."""
@@ -137,7 +157,7 @@ async def _faults(to: grpc.aio.Channel, method: MethodDescriptor, given: list[Mu
 @pytest.mark.parametrize("method", HOST, ids=path_of)
 async def test_bad_input_is_refused_without_a_trace(cells: Cells, quiet: vm_pb2.Vm, method: MethodDescriptor) -> None:
     """INVALID_ARGUMENT with the field's name; VM, containers and files are as they were."""
-    before = cells.files()
+    before = await cells.files_at_rest()
     listing = container_service_pb2.ListContainersRequest(vm_id=quiet.vm_id)
     state = await cells.it.get(quiet.vm_id), await cells.it.containers.ListContainers(listing)
     bad = [mutant for mutant in mutants(method.input_type, cells.known(quiet)) if _is_bad(mutant)]
@@ -163,7 +183,7 @@ async def test_odd_input_is_granted_or_refused_for_a_reason(cells: Cells, method
 async def test_bad_input_of_a_guest_is_refused(cells: Cells, method: MethodDescriptor) -> None:
     """The agent of a cell is held to the same; its VM goes on, and no file is made."""
     vm = await cells.cell()
-    before = cells.files()
+    before = await cells.files_at_rest()
     given = list(mutants(method.input_type, cells.known(vm)))
     async with channel(cells.agent_socket(vm)) as to:
         assert await _faults(to, method, given) == []
@@ -175,7 +195,7 @@ async def test_bad_input_of_a_guest_is_refused(cells: Cells, method: MethodDescr
 
 async def test_a_file_that_was_made_is_noticed(cells: Cells) -> None:
     """The control of the tests above: they look everywhere below the node's directories."""
-    before = cells.files()
+    before = await cells.files_at_rest()
     stray = cells.it.run_dir / "vm" / "stray"
     stray.touch()
     assert cells.files() - before == {str(stray)}

@@ -124,7 +124,9 @@ async def test_a_vm_that_cannot_be_told_is_left_alone(it: Node, hub: Hub) -> Non
         assert refused.value.reason == "VM_QUARANTINED"
     await it.vms.DeleteVm(vm_service_pb2.DeleteVmRequest(force=True, **wish(vm.vm_id)))
     await it.until_gone(vm.vm_id)
-    assert len(hub.processes) == 0
+    async with asyncio.timeout(SECONDS):
+        while hub.processes:  # noqa: ASYNC110  # the hub hears of a death when the kernel closes the dead one's sockets
+            await asyncio.sleep(0.01)
 
 
 async def test_watchers_are_told_that_the_hypervisor_stops(it: Node) -> None:

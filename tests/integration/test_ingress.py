@@ -156,7 +156,7 @@ async def test_a_killed_bridge_comes_back_with_its_sockets(it: Node, image: str)
     with pytest.raises(OSError, match=r"closed|reset|Broken|without response"):
         await hurt.ask()
     assert (await until_answered(paths[0]))["vm_id"] == vms[0].vm_id
-    assert (await ask(paths[0].with_name("other.1.1")))["container"] == "other"
+    assert (await until_answered(paths[0].with_name("other.1.1")))["container"] == "other"
     assert (await unhurt.ask())["vm_id"] == vms[1].vm_id
     assert handle_of(it, vms[0].vm_id).bridge_pid not in (0, killed.bridge_pid)
     await restart(it, vms[0].vm_id)

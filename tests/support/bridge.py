@@ -7,7 +7,8 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from cellmesh.hypervisor.bridge.client import BridgeClient
@@ -32,6 +33,19 @@ def dial(directory: Path, path: Path | None = None) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+@asynccontextmanager
+async def occupied(directory: Path, count: int, path: Path | None = None) -> AsyncIterator[None]:
+    """Hold so many connections to a guest that says "in", each made once the one before was answered.
+
+    Hundreds at once would keep each other waiting, and the bridge gives up on whom the guest does not take in time.
+    """
+    with ExitStack() as held:
+        for _ in range(count):
+            connection = held.enter_context(dial(directory, path))
+            assert await asyncio.to_thread(connection.recv, 2) == b"in"
+        yield
 
 
 async def give(client: BridgeClient, path: Path, name: str, *, limit: int = 8) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from simulator import Hub
 from support.hollow_images import hollow_container, hollow_guest
 from support.node import short_directory
+from support.ports import held_port
 
 SECONDS = 120.0
 
@@ -66,8 +66,9 @@ async def stage() -> AsyncIterator[Stage]:
         images.mkdir(parents=True)
         hollow_guest(images)
         image = hollow_container(images)
-        async with Hub(directory / "hub") as hub:
-            yield Stage(directory=directory, hub=hub, image=image, port=free_port())
+        with held_port() as port:
+            async with Hub(directory / "hub") as hub:
+                yield Stage(directory=directory, hub=hub, image=image, port=port)
 
 
 async def runs(process_id: int) -> bool:
@@ -96,9 +97,3 @@ async def interrupt(process: asyncio.subprocess.Process) -> int:
         await process.communicate()
     assert process.returncode is not None
     return process.returncode
-
-
-def free_port() -> int:
-    """Return a port of the loopback where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

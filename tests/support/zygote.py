@@ -49,8 +49,8 @@ class Forked:
         except ProcessLookupError:
             return 0
         try:
-            # Its number may be another's by now: nobody has to collect it.
-            is_another = process._start_ticks_of_any(self.pid) != self._ticks
+            # Its parent collects it at once, so its number may be another's by now.
+            is_another = process.start_ticks(self.pid) not in (None, self._ticks)
             return 0 if is_another or select.select([end], [], [], 0)[0] else None
         finally:
             os.close(end)

@@ -21,6 +21,7 @@ from support.bridge import (
     dial,
     holding,
     noise,
+    occupied,
     read_all,
     resident,
     until,
@@ -138,17 +139,11 @@ async def test_connections_beyond_the_limit_are_closed_at_once(
     client, pid = bridge
     release = threading.Event()
     with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
-        held = [dial(directory) for _ in range(CONNECTIONS)]
-        try:
-            for connection in held:
-                assert await asyncio.to_thread(connection.recv, 2) == b"in"
+        async with occupied(directory, CONNECTIONS):
             with dial(directory) as extra:
                 assert await asyncio.to_thread(extra.recv, 1) == b""
             assert (await client.stats())["refused"] == 1
             release.set()
-        finally:
-            for connection in held:
-                connection.close()
         await until_open(client, 0)
         with dial(directory) as again:
             assert await asyncio.to_thread(again.recv, 2) == b"in"

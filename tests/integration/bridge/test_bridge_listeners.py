@@ -25,6 +25,7 @@ from support.bridge import (
     give,
     holding,
     noise,
+    occupied,
     read_all,
     resident,
     stats_of,
@@ -101,20 +102,16 @@ async def test_a_listeners_limit_leaves_room_for_the_agent(directory: Path, brid
     with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
         for path in paths:
             await give(client, path, path.name, limit=2)
-        held = [dial(directory, paths[0]) for _ in range(2)]
         try:
-            for connection in held:
-                assert await asyncio.to_thread(connection.recv, 2) == b"in"
-            with dial(directory, paths[0]) as extra:
-                assert await asyncio.to_thread(extra.recv, 1) == b""
-            for path in (paths[1], None):
-                with dial(directory, path) as other:
-                    assert await asyncio.to_thread(other.recv, 2) == b"in"
-            assert stats_of(await client.stats(), "app.1.1")["refused"] == 1
+            async with occupied(directory, 2, paths[0]):
+                with dial(directory, paths[0]) as extra:
+                    assert await asyncio.to_thread(extra.recv, 1) == b""
+                for path in (paths[1], None):
+                    with dial(directory, path) as other:
+                        assert await asyncio.to_thread(other.recv, 2) == b"in"
+                assert stats_of(await client.stats(), "app.1.1")["refused"] == 1
         finally:
             release.set()
-            for connection in held:
-                connection.close()
 
 
 @pytest.mark.asyncio
@@ -125,18 +122,14 @@ async def test_ingress_leaves_the_last_places_to_the_agent(directory: Path, brid
     path = directory.parent / "app.1.1"
     with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
         await give(client, path, "app.1.1", limit=CONNECTIONS)
-        held = [dial(directory, path) for _ in range(CONNECTIONS - RESERVE)]
         try:
-            for connection in held:
-                assert await asyncio.to_thread(connection.recv, 2) == b"in"
-            with dial(directory, path) as extra:
-                assert await asyncio.to_thread(extra.recv, 1) == b""
-            with dial(directory) as agent:
-                assert await asyncio.to_thread(agent.recv, 2) == b"in"
+            async with occupied(directory, CONNECTIONS - RESERVE, path):
+                with dial(directory, path) as extra:
+                    assert await asyncio.to_thread(extra.recv, 1) == b""
+                with dial(directory) as agent:
+                    assert await asyncio.to_thread(agent.recv, 2) == b"in"
         finally:
             release.set()
-            for connection in held:
-                connection.close()
 
 
 @pytest.mark.asyncio
@@ -148,14 +141,20 @@ async def test_callers_wait_while_the_vmm_is_busy(directory: Path, bridge: tuple
         vmm.bind(str(path))
         os.chown(path, UID, UID)
         vmm.listen(1)
+        vmm.settimeout(60)
         callers = [dial(directory) for _ in range(8)]
+
+        def look() -> None:
+            # In one go: the bridge gives each of them two seconds.
+            for _ in callers:
+                guest, _ = vmm.accept()
+                with guest:
+                    assert guest.recv(64) == b"CONNECT 1024\n"
+                    guest.sendall(b"OK 1\nin")
+
         try:
             await until_open(client, len(callers))
-            for _ in callers:
-                guest, _ = await asyncio.to_thread(vmm.accept)
-                with guest:
-                    assert await asyncio.to_thread(guest.recv, 64) == b"CONNECT 1024\n"
-                    guest.sendall(b"OK 1\nin")
+            await asyncio.to_thread(look)
             for caller in callers:
                 assert await asyncio.to_thread(caller.recv, 2) == b"in"
         finally:
@@ -197,15 +196,11 @@ async def test_idle_connections_cost_little(directory: Path, bridge: tuple[Bridg
     release = threading.Event()
     with hybrid.serve(directory / "vsock.sock", {PORT: holding(release, b"in")}):
         before = resident(pid)
-        held = [dial(directory) for _ in range(200)]
         try:
-            for connection in held:
-                assert await asyncio.to_thread(connection.recv, 2) == b"in"
-            assert (resident(pid) - before) / 200 < 48 << 10
+            async with occupied(directory, 200):
+                assert (resident(pid) - before) / 200 < 48 << 10
         finally:
             release.set()
-            for connection in held:
-                connection.close()
 
 
 @pytest.mark.asyncio
