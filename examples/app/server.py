@@ -1,6 +1,6 @@
 """A sandbox app that shows what HTTP can carry: a page with a prompt bar, a WebSocket, uploads, downloads, events.
 
-Settings, all from the environment: APP_NAME and APP_COLOUR tell variants apart, PORT is where it listens, 0 for any port that is free.
+Settings, all from the environment: APP_NAME and APP_COLOUR tell variants apart, PORT is where it listens, 0 anywhere.
 Paths count by their last part, so the app can be served below any prefix:
 
     /                  the page
