@@ -136,6 +136,34 @@ def test_port_that_refuses_at_its_leisure_is_dialled_again(tmp_path: Path) -> No
             assert client.recv(4) == b"late"
 
 
+def test_dial_that_met_itself_is_dialled_again(tmp_path: Path) -> None:
+    """A dial may be given the port it dials for, if nobody listens there: no caller is answered with its own words."""
+    dialled = 0
+
+    def dial() -> socket.socket:
+        nonlocal dialled
+        dialled += 1
+        if dialled > 3:
+            return dial_unix(str(tmp_path / "far"))
+        connection = socket.socket()
+        connection.bind(("127.0.0.1", 0))
+        connection.connect(connection.getsockname())
+        return connection
+
+    near, far_path = tmp_path / "near", str(tmp_path / "far")
+    with (
+        listen_unix(far_path) as far,
+        _relay(near, dial, patience=lambda: 60.0),
+        dial_unix(str(near)) as client,
+    ):
+        client.sendall(b"early")
+        with far.accept()[0] as server:
+            assert server.recv(5) == b"early"
+            server.sendall(b"late")
+            assert client.recv(5) == b"late"
+    assert dialled == 4
+
+
 def test_patience_ends(tmp_path: Path) -> None:
     """Who is refused to the end is closed, however often it was dialled for; who waits counts and is closed too."""
 
