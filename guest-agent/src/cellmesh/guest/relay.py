@@ -111,6 +111,8 @@ class Relay:
             # Shutting a vsock listener down wakes nobody.
             os.eventfd_write(self._wake, 1)
             thread.join()
+            # Not by the thread: it may be awake already, and done before it is woken.
+            os.close(self._wake)
 
     def _run(self) -> None:
         listener = self._listener.fileno()
@@ -132,7 +134,6 @@ class Relay:
             caller.near.close()
         self._listener.close()
         self._epoll.close()
-        os.close(self._wake)
 
     def _accept(self) -> None:
         try:
