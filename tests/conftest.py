@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cellmesh.image import ContainerImage, GuestImage
@@ -23,6 +24,15 @@ LONGEST_FIRST = (
     "test_hypervisor_",
 )
 _SETTLE_SECONDS = 30.0
+# A run is judged by what was changed: not by which examples were drawn, nor by how long a busy machine took for one.
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:

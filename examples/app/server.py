@@ -1,6 +1,6 @@
 """A sandbox app that shows what HTTP can carry: a page with a prompt bar, a WebSocket, uploads, downloads, events.
 
-Settings, all from the environment: APP_NAME and APP_COLOUR tell variants apart, PORT is where it listens.
+Settings, all from the environment: APP_NAME and APP_COLOUR tell variants apart, PORT is where it listens, 0 anywhere.
 Paths count by their last part, so the app can be served below any prefix:
 
     /                  the page
@@ -203,7 +203,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     server = Server(("0.0.0.0", PORT), Handler)  # noqa: S104 - a container's own network
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-    sys.stdout.write(f"{NAME} listens on port {PORT}\n")
+    sys.stdout.write(f"{NAME} listens on port {server.server_port}\n")
     sys.stdout.flush()
     server.serve_forever()
     server.server_close()

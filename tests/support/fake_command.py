@@ -48,11 +48,12 @@ class FakeCommand:
     def __init__(self, frame: exec_pb2.ExecOpen) -> None:
         self._argv = list(frame.argv)
         self._gate = Gate()
+        # A stream that broke may still be read when the next one is.
+        self._taking = threading.Lock()
         self.stdin = bytearray()
         self.is_eof = False
         self.signals: list[int] = []
         self.acknowledged = 0
-        self._told = 0
         self.output = {exec_pb2.OUTPUT_STREAM_STDOUT: bytearray(), exec_pb2.OUTPUT_STREAM_STDERR: bytearray()}
         self.exit_code: int | None = None
         self._run(frame.size if frame.HasField("size") else None)
@@ -66,7 +67,9 @@ class FakeCommand:
         is_known: bool,
     ) -> Iterator[exec_pb2.ExecOutput]:
         """Serve one stream from the offsets it asks for."""
-        opened = exec_pb2.ExecOpened(resumed=is_known, stdin_offset=len(self.stdin))
+        # What is read from here on is to be acknowledged, so this is noted before anything of it can be.
+        told = len(self.stdin)
+        opened = exec_pb2.ExecOpened(resumed=is_known, stdin_offset=told)
         yield exec_pb2.ExecOutput(opened=opened)
         reader = threading.Thread(target=self._read, args=(inputs,), daemon=True)
         reader.start()
@@ -74,32 +77,32 @@ class FakeCommand:
             exec_pb2.OUTPUT_STREAM_STDOUT: frame.stdout_offset,
             exec_pb2.OUTPUT_STREAM_STDERR: frame.stderr_offset,
         }
-        self._told = len(self.stdin)
-        while self._gate.wait(partial(self._has_news, sent), context):
-            if len(self.stdin) > self._told:
-                self._told = len(self.stdin)
-                yield exec_pb2.ExecOutput(stdin_ack=exec_pb2.ExecStdinAck(offset=self._told))
+        while self._gate.wait(partial(self._has_news, sent, told), context):
+            # Looked at before the output is: all of that is there by then.
+            exit_code = self.exit_code
+            if len(self.stdin) > told:
+                told = len(self.stdin)
+                yield exec_pb2.ExecOutput(stdin_ack=exec_pb2.ExecStdinAck(offset=told))
             for stream, output in self.output.items():
                 while sent[stream] < len(output):
                     data = bytes(output[sent[stream] : sent[stream] + _CHUNK])
                     yield exec_pb2.ExecOutput(data=exec_pb2.ExecData(stream=stream, offset=sent[stream], data=data))
                     sent[stream] += len(data)
-            if self.exit_code is not None:
+            if exit_code is not None:
                 lengths = [len(output) for output in self.output.values()]
-                exited = exec_pb2.ExecExited(
-                    exit_code=self.exit_code, stdout_length=lengths[0], stderr_length=lengths[1]
-                )
+                exited = exec_pb2.ExecExited(exit_code=exit_code, stdout_length=lengths[0], stderr_length=lengths[1])
                 yield exec_pb2.ExecOutput(exited=exited)
                 return
 
-    def _has_news(self, sent: dict[exec_pb2.OutputStream, int]) -> bool:
+    def _has_news(self, sent: dict[exec_pb2.OutputStream, int], told: int) -> bool:
         has_output = any(len(self.output[stream]) > offset for stream, offset in sent.items())
-        return has_output or len(self.stdin) > self._told or self.exit_code is not None
+        return has_output or len(self.stdin) > told or self.exit_code is not None
 
     def _read(self, inputs: Iterator[exec_pb2.ExecInput]) -> None:
         try:
             for frame in inputs:
-                self._take(frame)
+                with self._taking:
+                    self._take(frame)
                 self._gate.open()
         except grpc.RpcError:
             # The stream is over; the command goes on.

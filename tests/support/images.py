@@ -56,6 +56,14 @@ def _layouts() -> Iterator[Path]:
 
 def _forget_old(store: ImageStore, current: str) -> None:
     guests = [image for image in store.list() if isinstance(image, GuestImage) and image.digest != current]
-    guests.sort(key=lambda image: image.path.stat().st_mtime, reverse=True)
+    guests.sort(key=_made, reverse=True)
     for image in guests[KEPT:]:
-        shutil.rmtree(image.path)
+        # Another worker begins at the same time, and may be at it too.
+        shutil.rmtree(image.path, ignore_errors=True)
+
+
+def _made(image: GuestImage) -> float:
+    try:
+        return image.path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

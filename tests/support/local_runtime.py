@@ -168,7 +168,7 @@ async def local_cell(*, apart: bool = False) -> AsyncIterator[LocalCell]:
         reaper.detach()
 
 
-async def until(condition: Callable[[], bool], *, within: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], *, within: float = 60.0) -> None:
     """Wait until the condition holds; raises TimeoutError."""
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110  # what is waited for has no event of its own

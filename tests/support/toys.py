@@ -76,6 +76,10 @@ class Toy:
         try:
             yield self
         finally:
+            # asyncio loses the socket of a connection it has accepted when its server is closed before the next turn.
+            for listener in server.sockets:
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+            await asyncio.sleep(0)
             server.close()
             for task in list(tasks):
                 task.cancel()

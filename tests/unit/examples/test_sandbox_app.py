@@ -60,15 +60,15 @@ class App:
 @pytest.fixture
 def app() -> Iterator[App]:
     """Give the app on a free port of the loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    environment = {"PATH": os.defpath, "APP_NAME": "sandbox-<test>", "APP_COLOUR": "#123456", "PORT": str(port)}
+    # It takes a port itself: one that was looked for could be somebody else's by the time it listens.
+    environment = {"PATH": os.defpath, "APP_NAME": "sandbox-<test>", "APP_COLOUR": "#123456", "PORT": "0"}
     with subprocess.Popen(
         [sys.executable, "-B", SERVER], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert f"listens on port {port}" in process.stdout.readline()
-        yield App(process=process, port=port)
+        said, _, port = process.stdout.readline().rpartition(" ")
+        assert said.endswith("listens on port")
+        yield App(process=process, port=int(port))
         process.kill()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -200,10 +201,26 @@ async def _said_when_left_alone(hangup: float) -> tuple[bytes, set[bytes]]:
     return first, set(others)
 
 
+async def test_who_comes_back_at_the_last_moment_finds_the_command() -> None:
+    """A stream that is attached when the time is just over, but before anybody looked, keeps its command."""
+    async with _sessions(Patience(detached=0.05)) as sessions:
+        first, _ = await sessions.open(_opening("exec cat"))
+        first.close()
+        for _ in range(10):
+            await asyncio.sleep(0)  # lets the session begin to count
+        time.sleep(0.1)  # noqa: ASYNC251  # nobody looks at the time meanwhile
+        second = first.session.attach(0, 0)
+        await second.session.accept_input(0, b"still here", eof=False)
+        await until(lambda: second.session._buffers[Stream.STDOUT].end == len(b"still here"))
+        await second.session.accept_input(len(b"still here"), b"", eof=True)
+        stdout, _, end = await _collect(second)
+        assert (stdout, end.exit_code) == (b"still here", 0)
+
+
 async def test_who_is_left_behind_is_not_waited_for() -> None:
     """A command that ends while its child keeps the output open has ended."""
     async with _sessions() as sessions:
-        attachment, _ = await sessions.open(_opening("sleep 30 & echo mine; kill -0 $! && echo $!"))
+        attachment, _ = await sessions.open(_opening("sleep 1000 & echo mine; kill -0 $! && echo $!"))
         stdout, _, end = await _collect(attachment)
         assert stdout.startswith(b"mine\n")
         assert end.exit_code == 0

@@ -114,23 +114,54 @@ def test_caller_waits_for_a_far_side_that_is_about_to_listen(tmp_path: Path) -> 
 
 def test_port_that_refuses_at_its_leisure_is_dialled_again(tmp_path: Path) -> None:
     """A refusal that comes after the dial began counts as one: a TCP port that is closed, then open."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    far = socket.socket()
+    # Bound and not listened on, it refuses and is nobody else's: not even of a dial, which may be given any port.
+    far.bind(("127.0.0.1", 0))
 
     def dial() -> socket.socket:
         connection = socket.socket()
         connection.settimeout(0)
         with contextlib.suppress(BlockingIOError):
-            connection.connect(("127.0.0.1", port))
+            connection.connect(far.getsockname())
         return connection
 
-    with _relay(tmp_path / "near", dial, patience=lambda: 60.0), dial_unix(str(tmp_path / "near")) as client:
+    near = tmp_path / "near"
+    with far, _relay(near, dial, patience=lambda: 60.0), dial_unix(str(near)) as client:
         client.sendall(b"early")
         assert not select.select([client], [], [], 0.2)[0], "it was given up, or answered by nobody"
-        with socket.create_server(("127.0.0.1", port)) as far, far.accept()[0] as server:
+        far.listen()
+        with far.accept()[0] as server:
             assert server.recv(5) == b"early"
             server.sendall(b"late")
             assert client.recv(4) == b"late"
+
+
+def test_dial_that_met_itself_is_dialled_again(tmp_path: Path) -> None:
+    """A dial may be given the port it dials for, if nobody listens there: no caller is answered with its own words."""
+    dialled = 0
+
+    def dial() -> socket.socket:
+        nonlocal dialled
+        dialled += 1
+        if dialled > 3:
+            return dial_unix(str(tmp_path / "far"))
+        connection = socket.socket()
+        connection.bind(("127.0.0.1", 0))
+        connection.connect(connection.getsockname())
+        return connection
+
+    near, far_path = tmp_path / "near", str(tmp_path / "far")
+    with (
+        listen_unix(far_path) as far,
+        _relay(near, dial, patience=lambda: 60.0),
+        dial_unix(str(near)) as client,
+    ):
+        client.sendall(b"early")
+        with far.accept()[0] as server:
+            assert server.recv(5) == b"early"
+            server.sendall(b"late")
+            assert client.recv(5) == b"late"
+    assert dialled == 4
 
 
 def test_patience_ends(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cellmesh.hypervisor.domain.container import ContainerState, ContainerStatus
 from cellmesh.hypervisor.domain.event import ContainerOomKilled, ContainerStateChanged, VmStateChanged
 from cellmesh.hypervisor.domain.vm import DesiredState, Reason, VmState
 from cellmesh.hypervisor.lifecycle.log import Log
-from cellmesh.hypervisor.store import Intent, Store
+from cellmesh.hypervisor.store import Intent, Store, lock
 from cellmesh.hypervisor.store.changes import ALL
 from cellmesh.hypervisor.store.lock import StateInUse, StateLock
 from cellmesh.hypervisor.store.schema import SchemaTooNew
@@ -187,7 +187,7 @@ async def test_watchers_hear_every_commit_once_and_in_order(store: Store) -> Non
                 await tx.add_vm(make_vm())
 
     heard: list[int] = []
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         relay = tasks.create_task(log.relay())
         for _ in range(writers):
             tasks.create_task(write())
@@ -249,8 +249,9 @@ async def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> No
     assert path.read_bytes() == before
 
 
-async def test_a_holder_that_dies_is_waited_for(tmp_path: Path) -> None:
+async def test_a_holder_that_dies_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a killed hypervisor for a moment, such as a child before its exec, keeps no other out."""
+    monkeypatch.setattr(lock, "_PATIENCE", 30.0)
     copy = os.open(tmp_path / "hypervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(copy, fcntl.LOCK_EX)
 

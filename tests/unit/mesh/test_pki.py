@@ -24,6 +24,7 @@ from cellmesh.mesh.server import MeshServer
 from support.vm_service import GET, Vms
 
 DOMAIN = "cells.test"
+_PATIENCE = 30.0
 
 
 class Clock:
@@ -57,7 +58,7 @@ async def _served(identity: pki.Identity) -> AsyncIterator[tuple[str, list[Calle
 
 async def _call(address: str, identity: pki.Identity, service: str = "hypervisor") -> None:
     async with mtls_channel(address, service=service, identity=identity) as channel:
-        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE)
 
 
 @pytest.mark.asyncio
@@ -90,7 +91,7 @@ async def test_stranger_gets_nowhere(tmp_path: Path) -> None:
             address, credentials, options=[("grpc.ssl_target_name_override", f"hypervisor.{DOMAIN}")]
         ) as channel:
             with pytest.raises(grpc.aio.AioRpcError):
-                await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+                await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE)
     assert seen == []
 
 
@@ -108,12 +109,12 @@ async def test_change_of_authority_fails_no_call(tmp_path: Path) -> None:
         mtls_channel(address, service="hypervisor", identity=client) as channel,
     ):
         stub = vm_service_pb2_grpc.VmServiceStub(channel)
-        await stub.GetVm(GET)
+        await stub.GetVm(GET, timeout=_PATIENCE)
         authority.replace()
         client.renew()
-        await stub.GetVm(GET)
+        await stub.GetVm(GET, timeout=_PATIENCE)
         server.renew()
-        await stub.GetVm(GET)
+        await stub.GetVm(GET, timeout=_PATIENCE)
         await _call(address, late)
     assert len(seen) == 4
 

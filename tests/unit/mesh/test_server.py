@@ -70,7 +70,7 @@ async def test_operator_socket_is_the_operators_alone(path: Path) -> None:
 
     async with _server(Vms(note), path), unix_channel(path, downstream="d") as channel:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE)
     assert seen == [OPERATOR]
     assert not path.exists()
 
@@ -93,7 +93,7 @@ async def test_socket_that_is_served_is_not_taken(path: Path) -> None:
     async with _server(Vms(), path), unix_channel(path, downstream="d") as channel:
         with pytest.raises(SocketUnavailable, match="another process"):
             _server(Vms(), path)
-        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE)
 
 
 @pytest.mark.asyncio
@@ -105,7 +105,7 @@ async def test_guest_is_known_by_its_socket_and_gets_no_more(tmp_path: Path) -> 
     try:
         async with unix_channel(tmp_path / "guest.sock", downstream="d") as channel:
             with pytest.raises(RemoteError) as refusal:
-                await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+                await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE)
             assert refusal.value.reason == "CALLER_NOT_ALLOWED"
             with pytest.raises(RemoteError):
                 await _services(channel)
@@ -162,7 +162,7 @@ async def test_guest_cannot_fill_the_log(tmp_path: Path) -> None:
                 stub = vm_service_pb2_grpc.VmServiceStub(channel)
                 for _ in range(100):
                     with pytest.raises(RemoteError):
-                        await stub.GetVm(GET)
+                        await stub.GetVm(GET, timeout=_PATIENCE)
     finally:
         await server.stop()
     assert 20 <= sum(line["event"] == "call.refused" for line in lines) < 40
@@ -177,12 +177,12 @@ async def test_further_socket_serves_what_it_was_given_to_whom_it_is_for(path: P
     async with server, unix_channel(edge, downstream="d") as channel:
         assert stat.S_IMODE(edge.stat().st_mode) == 0o660
         stub = route_service_pb2_grpc.RouteServiceStub(channel)
-        await stub.ActivateRoute(ACTIVATE)
+        await stub.ActivateRoute(ACTIVATE, timeout=_PATIENCE)
         with pytest.raises(RemoteError) as refusal:
             await stub.GetRoute(route_service_pb2.GetRouteRequest(vm_id=ACTIVATE.user_id, prefix="/"))
         assert refusal.value.reason == "CALLER_NOT_ALLOWED"
         absent = (
-            vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET),
+            vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE),
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()),
             _services(channel),
         )
@@ -228,7 +228,7 @@ async def test_further_socket_cannot_fill_the_log(path: Path) -> None:
             stub = route_service_pb2_grpc.RouteServiceStub(channel)
             for _ in range(100):
                 with pytest.raises(RemoteError):
-                    await stub.ActivateRoute(route_service_pb2.ActivateRouteRequest())
+                    await stub.ActivateRoute(route_service_pb2.ActivateRouteRequest(), timeout=_PATIENCE)
     assert 20 <= sum(line["event"] == "call.refused" for line in lines) < 40
 
 
@@ -247,7 +247,7 @@ async def test_stop_lets_calls_end(path: Path) -> None:
         health = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
         assert (await anext(health)).status == health_pb2.HealthCheckResponse.SERVING
         async with asyncio.timeout(_PATIENCE), asyncio.TaskGroup() as tasks:
-            call = tasks.create_task(vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=9.0))
+            call = tasks.create_task(vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE))
             await vms.entered.wait()
             tasks.create_task(server.stop(_PATIENCE))
             assert (await anext(health)).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -261,7 +261,7 @@ async def test_caller_that_goes_away_ends_the_work(path: Path) -> None:
     """A cancelled call is cancelled in the servicer too, through all that lies between."""
     vms = Vms(asyncio.Event().wait)  # type: ignore[arg-type]  # what it returns never comes
     async with _server(vms, path), unix_channel(path, downstream="d") as channel:
-        call = asyncio.ensure_future(vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=9.0))
+        call = asyncio.ensure_future(vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE))
         async with asyncio.timeout(_PATIENCE):
             await vms.entered.wait()
             call.cancel()
@@ -335,7 +335,7 @@ async def test_nobody_behind_the_socket(path: Path) -> None:
     """A downstream that is not there is UNAVAILABLE, with what to do."""
     async with unix_channel(path, downstream="d") as channel:
         with pytest.raises(DownstreamUnavailable, match="Try again"):
-            await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET)
+            await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE)
 
 
 def test_service_without_policy_does_not_start() -> None:

@@ -22,6 +22,8 @@ from cellmesh.mesh.channel import guest_channel, unix_channel
 from cellmesh.mesh.server import MeshServer
 from support.vm_service import GET, Vms
 
+_PATIENCE = 30.0
+
 
 @pytest.fixture(scope="module")
 def exporter() -> InMemorySpanExporter:
@@ -82,7 +84,9 @@ async def test_one_trace_from_caller_to_servicer(spans: InMemorySpanExporter, tm
     server = MeshServer([Vms().register])
     server.add_operator_socket(tmp_path / "s")
     async with server, unix_channel(tmp_path / "s", downstream="d") as channel:
-        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, metadata=(("authorization", "canary"),))
+        await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(
+            GET, timeout=_PATIENCE, metadata=(("authorization", "canary"),)
+        )
     found = _by_kind(spans)
     (client,), (served,) = found["CLIENT"], found["SERVER"]
     assert served.parent is not None
@@ -96,7 +100,7 @@ async def test_guests_part_is_a_child_inside_ours(spans: InMemorySpanExporter, t
     """The guest gets the trace, and its part lies within the time we waited, on our clock."""
     guest = Guest("00000000000000ab 5 10")
     async with _guest(tmp_path / "s", guest) as stub:
-        await stub.GetInfo(guest_service_pb2.GetInfoRequest())
+        await stub.GetInfo(guest_service_pb2.GetInfoRequest(), timeout=_PATIENCE)
     found = _by_kind(spans)
     (client,), (inner,) = found["CLIENT"], found["guest"]
     assert f"{client.context.trace_id:032x}" in guest.metadata["traceparent"]
@@ -117,7 +121,7 @@ async def test_guests_part_is_a_child_inside_ours(spans: InMemorySpanExporter, t
 async def test_guests_impossible_claim_is_dropped(spans: InMemorySpanExporter, tmp_path: Path, claim: str) -> None:
     """A claim of another shape, or of more time than passed, makes no span and no error."""
     async with _guest(tmp_path / "s", Guest(claim)) as stub:
-        await stub.GetInfo(guest_service_pb2.GetInfoRequest())
+        await stub.GetInfo(guest_service_pb2.GetInfoRequest(), timeout=_PATIENCE)
     assert "guest" not in _by_kind(spans)
 
 

@@ -111,6 +111,8 @@ class Relay:
             # Shutting a vsock listener down wakes nobody.
             os.eventfd_write(self._wake, 1)
             thread.join()
+            # Not by the thread: it may be awake already, and done before it is woken.
+            os.close(self._wake)
 
     def _run(self) -> None:
         listener = self._listener.fileno()
@@ -132,7 +134,6 @@ class Relay:
             caller.near.close()
         self._listener.close()
         self._epoll.close()
-        os.close(self._wake)
 
     def _accept(self) -> None:
         try:
@@ -167,7 +168,7 @@ class Relay:
     def _dialled(self, descriptor: int) -> None:
         caller, far = self._dialling.pop(descriptor)
         self._epoll.unregister(far)
-        if refusal := far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if refusal := far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or met_itself(far):
             far.close()
             self._refused(caller, refusal)
         else:
@@ -262,6 +263,19 @@ class Relay:
         for each in (end, end.other):
             del self._ends[each.socket.fileno()]
             each.socket.close()
+
+
+def met_itself(connection: socket.socket) -> int:
+    """Return the errno of a refusal if a TCP socket was given the very port it dialled, else 0.
+
+    The kernel joins such a socket to itself if nobody listens there, and then nobody else can.
+    """
+    if connection.family != socket.AF_INET:
+        return 0
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        if connection.getsockname() == connection.getpeername():
+            return errno.ECONNREFUSED
+    return 0
 
 
 def _shut(end: _End, how: int) -> None:

@@ -7,6 +7,7 @@ import socket
 
 from cellmesh.guest.containers.model import ExecProbe, HttpProbe, TcpProbe
 from cellmesh.guest.containers.runtime import Command, RunningContainer, StartFailed, Stdio, empty_input
+from cellmesh.guest.relay import met_itself
 
 _LOCALHOST = "127.0.0.1"
 _STATUS_LINE = 64
@@ -33,6 +34,8 @@ async def _connect(container: RunningContainer, port: int) -> socket.socket:
     try:
         connection.settimeout(0)
         await asyncio.get_running_loop().sock_connect(connection, (_LOCALHOST, port))
+        if refusal := met_itself(connection):
+            raise ConnectionRefusedError(refusal, "nobody listens there")
     except BaseException:
         connection.close()
         raise

@@ -184,7 +184,9 @@ class Session:
                     while not self._attached:
                         await self.changes.after(self.changes.version)
             except TimeoutError:
-                break
+                # Who came back as the time ran out has come back.
+                if not self._attached:
+                    break
         self.send_signal(signal.SIGHUP, group=True)
         if self._process is not None:
             try:
