@@ -113,7 +113,7 @@ class VsockDevice:
     def _on_front_end(self, _events: int) -> None:
         try:
             self._back_end.serve_one()
-        except FrontEndGoneError:
+        except (FrontEndGoneError, ConnectionError):
             self._forget(self._back_end.front_end.fileno())
 
     def _on_ring_changed(self, index: int) -> None:
@@ -296,7 +296,10 @@ class VsockDevice:
     def _advance(self, stream: Stream, packet: Packet) -> None:
         if packet.operation == Operation.RESPONSE and not stream.established:
             stream.established, stream.deadline = True, None
-            stream.host.send(b"OK %d\n" % stream.host_port)
+            try:
+                stream.host.send(b"OK %d\n" % stream.host_port)
+            except OSError:
+                self._reset(stream)  # who dialled did not wait for so slow a guest
         elif packet.operation == Operation.DATA and stream.guest_sends:
             self._to_host(stream, packet.payload)
         elif packet.operation == Operation.SHUTDOWN:

@@ -81,7 +81,10 @@ class SimulatedVsock:
 
 async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: Path) -> None:
     """Join a connection to a unix socket, half-closes included, until both directions have ended."""
-    inner_reader, inner_writer = await asyncio.open_unix_connection(str(path))
+    try:
+        inner_reader, inner_writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        return  # nobody listens there, not yet or no longer: it ends as at a port without a listener
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_copy(reader, inner_writer))

@@ -15,12 +15,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
+from cellmesh.api.hypervisor.v1 import vm_pb2, vm_service_pb2
+from cellmesh.cli.connection import connect
 from cellmesh.cli.edge_address import answers, check_free, parse_listen
 from cellmesh.cli.errors import CliError, UsageError
+from cellmesh.cli.output import Output
 from cellmesh.cli.up.child import Child, Program, last_words
 from cellmesh.cli.up.envoy import command, lowered
+from cellmesh.cli.up.node import _stop_once, _stop_vms
+from cellmesh.mesh import status
+from cellmesh.mesh.errors import Code, RemoteError
+from support.fake_node import FakeNode
 
 SECONDS = 30.0
 NOBODY = 65534
@@ -176,3 +184,64 @@ def test_only_a_socket_with_somebody_behind_it_answers(tmp_path: Path) -> None:
         listener.listen()
         assert answers(path)
     assert not answers(path)
+
+
+class Vanishing(FakeNode):
+    """A node that says of one VM what became of it, when it is told to stop it, and tells no watcher."""
+
+    fate, lost = "", ""
+
+    def StopVm(
+        self, request: vm_service_pb2.StopVmRequest, context: grpc.ServicerContext
+    ) -> vm_service_pb2.StopVmResponse:
+        """Stop any other VM at once."""
+        if request.vm_id == self.lost:
+            del self.vms[self.lost]
+            error = RemoteError("gone", code=Code.FAILED_PRECONDITION, reason=self.fate, domain="hypervisor.cellmesh")
+            context.set_trailing_metadata(status.trailers(error))
+            context.abort(status.grpc_code(error), error.message)
+        self.move(self.vms[request.vm_id], vm_pb2.VM_STATE_STOPPED)
+        return vm_service_pb2.StopVmResponse(vm=self.vms[request.vm_id])
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("fate", ["VM_NOT_FOUND", "VM_QUARANTINED", "VM_DELETING"])
+async def test_what_became_of_a_vm_since_it_was_listed_stops_nothing(fate: str, run_dir: Path) -> None:
+    """A VM that is deleted or quarantined by another need not be stopped; the others are, and are waited for."""
+    node = Vanishing()
+    node.fate, node.lost = fate, node.add_vm().vm_id
+    other = node.add_vm()
+    node.start(run_dir / "operator.sock")
+    try:
+        async with asyncio.timeout(SECONDS), connect(run_dir / "operator.sock") as connected:
+            await _stop_vms(connected, Output(json_output=True))
+    finally:
+        node.stop()
+    assert list(node.vms) == [other.vm_id]
+    assert other.state == vm_pb2.VM_STATE_STOPPED
+
+
+@pytest.mark.asyncio
+async def test_an_impatient_second_ctrl_c_cuts_nothing_short() -> None:
+    """Who is told to stop twice takes down what it had started, to the end."""
+    taken_down, stops = asyncio.Event(), []
+
+    async def starting() -> None:
+        stops.append(_stop_once())
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await taken_down.wait()
+            stops.append(None)
+
+    task = asyncio.create_task(starting())
+    await until(lambda: bool(stops))
+    stops[0]()
+    done, _ = await asyncio.wait({task}, timeout=0.05)
+    stops[0]()
+    done, _ = await asyncio.wait({task}, timeout=0.05)
+    assert not done
+    taken_down.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stops[1:] == [None]

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from cellmesh.api.guest.v1 import container_service_pb2, container_service_pb2_grpc
+from cellmesh.hypervisor.domain.errors import GuestUnreachable
 from cellmesh.hypervisor.guest.client import MOST_IDLE, GuestClient
 
 pytestmark = pytest.mark.asyncio
@@ -118,3 +119,38 @@ async def test_another_boot_is_another_connection(agents: Agents) -> None:
             await until_open(agents, 1)
             await client.close()
             await until_open(agents, 0)
+
+
+async def refusal(client: GuestClient) -> str:
+    """Return why a call failed; its error would keep the connection."""
+    try:
+        await client.claims("vm", 1, SOON)
+    except GuestUnreachable as error:
+        return error.message
+    return ""
+
+
+async def test_who_is_hung_up_on_is_told_and_not_cancelled(agents: Agents) -> None:
+    """A call that runs when its connection is closed ends with an error of the contract: its task goes on."""
+    client = GuestClient(agents.door)
+    async with agents.at("vm", 1):
+        agents.hold.clear()
+        calling = asyncio.create_task(refusal(client))
+        await agents.held.wait()
+        await client.hang_up("vm")
+        assert "ended meanwhile" in await calling
+        await until_open(agents, 0)
+
+
+async def test_who_gives_up_is_cancelled(agents: Agents) -> None:
+    """A caller's own cancellation stays one, even while its connection is being closed."""
+    client = GuestClient(agents.door)
+    async with agents.at("vm", 1):
+        agents.hold.clear()
+        calling = asyncio.create_task(client.claims("vm", 1, SOON))
+        await agents.held.wait()
+        calling.cancel()
+        await client.hang_up("vm")
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        await until_open(agents, 0)

@@ -168,6 +168,38 @@ async def test_a_process_without_a_handle_is_doubtful(place: Layout, start: Star
 
 
 @pytest.mark.asyncio
+async def test_a_death_between_two_looks_is_no_stranger(
+    place: Layout, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VMM that dies while it is looked for is gone, and its VM not quarantined for what is there no longer."""
+    pid = start(sweep.API_FLAG, f"path={place.run(VM)}/api.sock")
+    known = handle(place, pid)
+    look = sweep.vmm_processes
+
+    def found_then_killed(directory: Path) -> list[int]:
+        found = look(directory)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return found
+
+    monkeypatch.setattr(sweep, "vmm_processes", found_then_killed)
+    assert identify(place) == Gone(reason="exited")
+    assert await process.wait(pid, known.start_ticks)
+
+
+@pytest.mark.asyncio
+async def test_one_that_is_dying_is_waited_for(place: Layout, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VMM that gives its memory back has no arguments any more and still lives: it is ours, and soon gone."""
+    pid = start(sweep.API_FLAG, f"path={place.run(VM)}/api.sock")
+    known = handle(place, pid)
+    with monkeypatch.context() as dying:
+        dying.setattr(process, "argv", lambda _pid: ())
+        assert identify(place) == known
+        asyncio.get_running_loop().call_later(0.2, os.kill, pid, signal.SIGKILL)
+        assert await adopt.settle(known) == Gone(reason="exited")
+
+
+@pytest.mark.asyncio
 async def test_a_sweep_names_strays_and_touches_none(root: Path, place: Layout, start: Start) -> None:
     """Prove drill 44: unknown is reported, unreadable is reported as such, known is left out, nothing dies."""
     vmm = Vmm(

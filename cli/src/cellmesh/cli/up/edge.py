@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 COLUMNS = ("EDGE", "STATE", "PID", "RESTARTS", "LISTENS")
-_READY_SECONDS = 30.0
+_READY_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 10.0
 

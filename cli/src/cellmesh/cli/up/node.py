@@ -17,8 +17,12 @@ from cellmesh.cli.settings import Settings
 from cellmesh.cli.up.edge import Edge
 from cellmesh.cli.up.process import HypervisorProcess
 from cellmesh.cli.watch import VmWatch
+from cellmesh.mesh.errors import MeshError
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_DELETING = "VM_DELETING"
+_ENDED = frozenset({"VM_NOT_FOUND", "VM_QUARANTINED", _DELETING})
+"""What may have become of a VM since it was listed, for which it need not be stopped."""
 _STOPPED = frozenset({vm_pb2.VM_STATE_STOPPED, vm_pb2.VM_STATE_DELETED, vm_pb2.VM_STATE_QUARANTINED})
 
 
@@ -27,9 +31,7 @@ async def run_node(settings: Settings, output: Output, *, edge: Edge | None, sto
 
     Told to stop before all of it runs, it takes down what it had started and raises CancelledError.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    _on_stop(task.cancel)
+    _on_stop(_stop_once())
     hypervisor = await HypervisorProcess.start(settings, os.environ)
     try:
         await hypervisor.ready()
@@ -51,6 +53,18 @@ async def run_node(settings: Settings, output: Output, *, edge: Edge | None, sto
     finally:
         await hypervisor.stop()
     _say_goodbye(output, remaining)
+
+
+def _stop_once() -> Callable[[], None]:
+    """Return what cancels this task once: an impatient second Ctrl-C must not cut short how it takes things down."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def stop() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    return stop
 
 
 def _on_stop(act: Callable[[], object]) -> None:
@@ -84,19 +98,35 @@ async def _stop_vms(node: Node, output: Output) -> None:
     """Stop every VM and wait until none runs."""
     waiting = set()
     for vm in await all_vms(node):
-        if vm.state not in _STOPPED:
-            await node.vms.StopVm(vm_service_pb2.StopVmRequest(request_id=str(uuid.uuid4()), vm_id=vm.vm_id))
+        if vm.state not in _STOPPED and await _stop_vm(node, vm.vm_id):
             waiting.add(vm.vm_id)
     if not waiting:
         return
     output.note(f"Stopping {len(waiting)} VMs …")
     watch = streaming(node.vms.WatchVms(vm_service_pb2.WatchVmsRequest(), timeout=STREAM_SECONDS))
+    there = set()
     async with aclosing(watch) as messages:
         async for message in messages:
-            if message.HasField("vm") and message.vm.state in _STOPPED:
-                waiting.discard(message.vm.vm_id)
+            if message.HasField("vm"):
+                there.add(message.vm.vm_id)
+                if message.vm.state in _STOPPED:
+                    waiting.discard(message.vm.vm_id)
+            elif message.bookmark.caught_up:
+                # One that was deleted before the watch began is told of by nobody.
+                waiting &= there
             if not waiting:
                 return
+
+
+async def _stop_vm(node: Node, vm_id: str) -> bool:
+    """Want a VM stopped; False if there is nothing to wait for, as it is gone, or quarantined by now."""
+    try:
+        await node.vms.StopVm(vm_service_pb2.StopVmRequest(request_id=str(uuid.uuid4()), vm_id=vm_id))
+    except MeshError as error:
+        if error.reason not in _ENDED:
+            raise
+        return error.reason == _DELETING
+    return True
 
 
 def _say_ready(settings: Settings, output: Output, hypervisor: HypervisorProcess, edge: Edge | None) -> None:

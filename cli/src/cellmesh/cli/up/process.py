@@ -24,6 +24,8 @@ from cellmesh.cli.up.child import last_words
 
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
+# Where nobody listens that is known at once; a node that is busy, or just starts, gets time to answer.
+_ANSWER_SECONDS = 10.0
 # It hands its VMs over to nobody, so it has little to do; what takes longer hangs.
 _STOP_SECONDS = 45.0
 
@@ -109,7 +111,7 @@ async def is_answered(settings: Settings) -> bool:
     """Tell whether a node answers on the operator socket."""
     try:
         async with connect(settings.socket) as node:
-            await node.node.GetNode(node_service_pb2.GetNodeRequest(), timeout=1.0)
+            await node.node.GetNode(node_service_pb2.GetNodeRequest(), timeout=_ANSWER_SECONDS)
     except NoNodeError:
         return False
     except Exception as error:

@@ -90,7 +90,9 @@ class Relays:
 
     def _run(self) -> None:
         while True:
-            ready = self._epoll.poll(self._patience())
+            with self._lock:
+                patience = self._patience()
+            ready = self._epoll.poll(patience)
             with self._lock:
                 for descriptor, _ in ready:
                     if (end := self._ends.get(descriptor)) is not None:

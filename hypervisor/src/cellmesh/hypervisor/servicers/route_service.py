@@ -62,19 +62,18 @@ class RouteServicer(route_service_pb2_grpc.RouteServiceServicer):
             route = await self._switches.switch(decode.intent(request), decode.wish(request), patience=patience)
         return route_service_pb2.SwitchRouteResponse(route=encode.route(route))
 
-    async def WatchRoutes(
+    def WatchRoutes(
         self, request: route_service_pb2.WatchRoutesRequest, _: Context
     ) -> AsyncIterator[route_service_pb2.WatchRoutesResponse]:
         """Stream every route as it is now, then each change."""
-        async for answer in self._watches.routes(request.vm_id):
-            yield answer
+        # Itself, not passed on item by item: what is closed early then ends here and now, and not with the collector.
+        return self._watches.routes(request.vm_id)
 
-    async def WatchTraffic(
+    def WatchTraffic(
         self, request: route_service_pb2.WatchTrafficRequest, _: Context
     ) -> AsyncIterator[route_service_pb2.WatchTrafficResponse]:
         """Stream how much each route is asked for, once a second."""
-        async for answer in self._watches.traffic(request.vm_id):
-            yield answer
+        return self._watches.traffic(request.vm_id)
 
     async def ActivateRoute(
         self, request: route_service_pb2.ActivateRouteRequest, _: Context

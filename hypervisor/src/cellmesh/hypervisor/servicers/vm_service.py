@@ -73,12 +73,12 @@ class VmServicer(vm_service_pb2_grpc.VmServiceServicer):
         vm = await self._vms.delete(decode.intent(request), request.vm_id, force=request.force)
         return vm_service_pb2.DeleteVmResponse(vm=encode.vm(vm))
 
-    async def WatchVms(
+    def WatchVms(
         self, request: vm_service_pb2.WatchVmsRequest, _: Context
     ) -> AsyncIterator[vm_service_pb2.WatchVmsResponse]:
         """Stream every VM as it is now, then each change."""
-        async for item in self._watches.vms(request.vm_id, request.resume_token):
-            yield item
+        # Itself, not passed on item by item: what is closed early then ends here and now, and not with the collector.
+        return self._watches.vms(request.vm_id, request.resume_token)
 
     async def CheckVmHealth(
         self, request: vm_service_pb2.CheckVmHealthRequest, _: Context

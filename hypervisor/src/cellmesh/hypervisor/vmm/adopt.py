@@ -7,9 +7,10 @@ from pathlib import Path
 
 from cellmesh.hypervisor.vmm import handle_file, process, sweep
 from cellmesh.hypervisor.vmm.api import Api
-from cellmesh.hypervisor.vmm.errors import VmmError, VmmInvalid
+from cellmesh.hypervisor.vmm.errors import VmmError, VmmInvalid, VmmUnreachable
 from cellmesh.hypervisor.vmm.model import Adoption, Doubtful, Gone, Handle, Running, VmState
 
+_END_SECONDS = 10.0
 _ALIVE = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.BREAKPOINT})
 
 
@@ -31,7 +32,7 @@ def identify(path: Path, run: Path) -> Handle | Gone | Doubtful:
     ticks = process.start_ticks(known.pid)
     if ticks is None or ticks != known.start_ticks:
         return _other(found, run) or Gone(reason="exited" if ticks is None else "pid_reused")
-    if known.pid not in found:
+    if known.pid not in found and process.argv(known.pid):
         message = f"Process {known.pid} is the one started for the VM, but its arguments do not name {run}."
         return Doubtful(reason="not_ours", message=message)
     return known
@@ -42,7 +43,9 @@ async def settle(known: Handle) -> Adoption:
     try:
         info = await Api.of(known).info()
     except VmmError as error:
-        if not process.is_alive(known.pid, known.start_ticks):
+        # One that ends closes its API, and loses its arguments, before it is gone; one that hangs keeps both.
+        ends = isinstance(error, VmmUnreachable) or not process.argv(known.pid)
+        if await process.wait(known.pid, known.start_ticks, seconds=_END_SECONDS if ends else 0.0):
             return Gone(reason="exited")
         return Doubtful(reason="unresponsive", message=str(error), handle=known)
     if info.state in _ALIVE:
@@ -66,6 +69,8 @@ def _unknown(found: list[int], run: Path) -> Gone | Doubtful:
 
 
 def _other(found: list[int], run: Path) -> Doubtful | None:
-    if not found:
+    # Some of them may have died since they were found, as the VM's own has.
+    alive = [pid for pid in found if process.start_ticks(pid) is not None]
+    if not alive:
         return None
-    return Doubtful(reason="not_ours", message=f"Processes {found} run {run}, but no handle names them.")
+    return Doubtful(reason="not_ours", message=f"Processes {alive} run {run}, but no handle names them.")

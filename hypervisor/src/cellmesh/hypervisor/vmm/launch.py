@@ -13,7 +13,7 @@ from pathlib import Path
 from cellmesh.hypervisor.vmm import bridges, disks, handle_file, layout, process, sweep
 from cellmesh.hypervisor.vmm.api import Api
 from cellmesh.hypervisor.vmm.cgroup import Cgroups
-from cellmesh.hypervisor.vmm.errors import LaunchFailed, StillRunning, VmmUnreachable, shown
+from cellmesh.hypervisor.vmm.errors import LaunchFailed, StillRunning, VmmTimeout, VmmUnreachable, shown
 from cellmesh.hypervisor.vmm.layout import Layout
 from cellmesh.hypervisor.vmm.model import Cell, Disk, Handle
 
@@ -148,7 +148,7 @@ async def _answers(api: Api, current: Handle) -> None:
             while process.is_alive(current.pid, current.start_ticks):
                 try:
                     await api.ping()
-                except VmmUnreachable:
+                except (VmmUnreachable, VmmTimeout):
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
                 else:

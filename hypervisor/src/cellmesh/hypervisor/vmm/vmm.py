@@ -250,8 +250,14 @@ class Vmm:
             asked = await asyncio.create_subprocess_exec(
                 self._binary, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env={}
             )
-            async with asyncio.timeout(_VERSION_SECONDS):
-                said, _ = await asked.communicate()
+            try:
+                async with asyncio.timeout(_VERSION_SECONDS):
+                    said, _ = await asked.communicate()
+            finally:
+                if asked.returncode is None:
+                    # Nobody waits for it any more: neither it nor what listens to it is to stay.
+                    asked.kill()
+                    await asked.wait()
         except (OSError, TimeoutError) as error:
             raise LaunchFailed(f"{self._binary} does not tell its version: {error!r}; set CELLMESH_VMM.") from error
         if asked.returncode or not said.strip():
