@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -80,6 +81,9 @@ class Qemu:
     async def wait(self) -> Exit:
         """Return why QEMU ended on its own."""
         await self._ended.wait()
+        if self._qmp is not None:
+            # Its last words may still lie in the socket.
+            await self._qmp.heard_out()
         return self._reason
 
     async def pause(self) -> None:
@@ -145,7 +149,7 @@ class Qemu:
             stderr=self._settings.log,
             pass_fds=inherited,
             env={"PATH": "/usr/bin:/bin"},
-            preexec_fn=_die_with_parent,  # one system call, no lock and no memory is taken
+            preexec_fn=functools.partial(_die_with, os.getpid()),  # two system calls, no lock is taken
         )
         self._watch_process(self._process.pid)
 
@@ -188,5 +192,7 @@ class Qemu:
             raise MachineError("Error from device manager", str(error)) from error
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # It died before it could be said, and nobody will tell us.

@@ -50,6 +50,10 @@ class Qmp:
         self._writer.write(json.dumps(line).encode() + b"\n")
         return await answer
 
+    async def heard_out(self) -> None:
+        """Wait until QEMU, which has ended, has been heard to the end."""
+        await asyncio.wait({self._task})
+
     async def close(self) -> None:
         """End the connection."""
         self._task.cancel()
