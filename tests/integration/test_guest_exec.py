@@ -16,8 +16,7 @@ from support.cell import Cell
 from support.commands import ExecStream
 from support.terminal import on_terminal
 
-# The first test of a run waits for the images to be built as well, and carries a hundred megabytes.
-pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module")]
 
 HUNDRED_MB = 100_000_000
 LINES = 150_000

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from cellmesh.hypervisor.domain.container import Claim, Container, ContainerState, ContainerStatus
+from cellmesh.hypervisor.domain.errors import ContainerStartFailed
 from cellmesh.hypervisor.domain.vm import VmState
 from cellmesh.hypervisor.lifecycle.agents import Agents, Report
 from cellmesh.hypervisor.lifecycle.attempts import Attempts
+from cellmesh.hypervisor.lifecycle.containers import Containers
 from cellmesh.hypervisor.lifecycle.sessions import Sessions
 from cellmesh.hypervisor.reconciler.containers import ContainerReconciler
 from cellmesh.hypervisor.store import Store
-from support.vms import make_container, make_vm
+from support.vms import NOW, make_container, make_vm
 
 pytestmark = pytest.mark.asyncio
 
@@ -80,3 +82,18 @@ async def test_an_answer_undoes_no_report(
         stored = await reading.container(guest.vm.vm_id, container.name)
     assert stored is not None
     assert stored.status == wanted
+
+
+async def test_a_container_that_ran_was_started(store: Store) -> None:
+    """Who waits for a start hears of a failure only if it never ran, however late he looks."""
+    containers = Containers(store=store, images=None, attempts=Attempts(store.changes))
+    vm = make_vm(state=VmState.RUNNING, epoch=3)
+    ran = ContainerStatus(state=ContainerState.FAILED, restart_count=2, start_time=NOW)
+    never = ContainerStatus(state=ContainerState.FAILED, reason="CONTAINER_START_FAILED")
+    async with store.transaction() as tx:
+        await tx.add_vm(vm)
+        for slot, (name, status) in enumerate((("ran", ran), ("never", never))):
+            await tx.save_container(make_container(vm.vm_id, name, epoch=3, status=status, ingress_slot=slot), None)
+    assert (await containers._started(vm.vm_id, "ran", 1)).status == ran
+    with pytest.raises(ContainerStartFailed):
+        await containers._started(vm.vm_id, "never", 1)
