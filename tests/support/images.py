@@ -58,4 +58,4 @@ def _forget_old(store: ImageStore, current: str) -> None:
     guests = [image for image in store.list() if isinstance(image, GuestImage) and image.digest != current]
     guests.sort(key=lambda image: image.path.stat().st_mtime, reverse=True)
     for image in guests[KEPT:]:
-        shutil.rmtree(image.path, ignore_errors=True)  # another worker forgets the same ones
+        shutil.rmtree(image.path)
