@@ -24,6 +24,7 @@ LONGEST_FIRST = (
     "test_hypervisor_",
 )
 _SETTLE_SECONDS = 30.0
+_GUEST_SECONDS = 900
 # A run is judged by what was changed: not by which examples were drawn, nor by how long a busy machine took for one.
 hypothesis.settings.register_profile(
     "suite",
@@ -42,8 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first."""
+    """Put the longest files first, and give real guests their time: the first may wait until the images are built."""
     items.sort(key=lambda item: _rank(item.path))
+    for item in items:
+        if item.get_closest_marker("guest") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_GUEST_SECONDS))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

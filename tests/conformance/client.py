@@ -85,8 +85,12 @@ class VsockStream:
     def connect(cls, path: Path, port: int) -> VsockStream:
         """Connect to a port of the guest; raises ConnectionRefusedError when nothing takes the connection."""
         stream = cls(path)
-        stream.end.sendall(b"CONNECT %d\n" % port)
-        line = stream.read_line()
+        try:
+            stream.end.sendall(b"CONNECT %d\n" % port)
+            line = stream.read_line()
+        except OSError:
+            stream.end.close()
+            raise
         if not line.startswith(b"OK "):
             stream.end.close()
             raise ConnectionRefusedError(line)

@@ -49,6 +49,14 @@ def test_hanging_up_within_the_line_harms_nobody(lasting: Vm) -> None:
     assert lasting.command("boot-id")
 
 
+def test_hanging_up_before_the_answer_harms_nobody(lasting: Vm) -> None:
+    """A client that does not wait for the guest to accept is forgotten."""
+    for _ in range(20):
+        with VsockStream(lasting.vsock) as stream:
+            stream.end.sendall(b"CONNECT 5001\n")
+    assert lasting.command("boot-id")
+
+
 def test_bytes_behind_the_line_reach_the_guest(lasting: Vm) -> None:
     """What is sent together with the line is the stream's beginning."""
     with VsockStream(lasting.vsock) as stream:

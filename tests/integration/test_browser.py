@@ -103,6 +103,7 @@ async def test_a_stranger_sees_no_page(desk: Desk) -> None:
     """Prove that a browser nobody has signed in with is refused, with something to read."""
     assert desk.context.browser is not None
     context = await desk.context.browser.new_context(base_url=desk.edge.url, ignore_https_errors=True)
+    context.set_default_timeout(_MILLISECONDS)
     try:
         page = await context.new_page()
         answer = await page.goto("/")
@@ -120,7 +121,7 @@ async def test_a_cold_start_turns_into_the_app(desk: Desk) -> None:
     answer = await page.goto("/")
     assert answer is not None
     assert answer.status == 503
-    await expect(page.locator("#message")).not_to_be_empty()
+    await expect(page.locator("#message")).not_to_be_empty(timeout=_MILLISECONDS)
     assert await page.locator("#socket").count() == 0
     await expect(page.locator("h1")).to_have_text(LIVE, timeout=_MILLISECONDS)
     await expect(page.locator("#said li").last).to_have_text(f"{LIVE}: hello", timeout=_MILLISECONDS)

@@ -136,19 +136,21 @@ async def test_a_person_works_in_a_shell(cell: Cell) -> None:
     """Prove that `cellmesh exec -it` is a terminal: keys, window, Ctrl-C, exit code, and the person's own restored."""
     command = (sys.executable, "-m", "cellmesh.cli", "exec", "-it", f"{cell.vm_id}/sandbox-dev", "--", "sh")
     async with on_terminal(*command, environment=cell.it.environment(), rows=30, columns=90) as terminal:
-        before = terminal.modes
         await terminal.read_until(b"$ ")
-        assert terminal.modes != before
+        assert terminal.modes != terminal.first_modes
         terminal.type(b"stty size\r")
         await terminal.read_until(b"30 90\r\n")
         terminal.resize(40, 120)
-        terminal.type(b"until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done; echo $((6 * 7)); sleep 86400\r")
+        terminal.type(b"until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done; echo $((6 * 7)); cat\r")
         await terminal.read_until(b"\r\n42\r\n")
+        # Once it answers it is what the terminal interrupts; before, that is the shell, or for a moment nobody.
+        terminal.type(b"meow\r")
+        await terminal.read_until(b"meow\r\nmeow\r\n")
         terminal.type(b"\x03")
         await terminal.read_until(b"$ ")
         terminal.type(b"exit 7\r")
         assert await terminal.ended() == 7
-        assert terminal.modes == before
+        assert terminal.modes == terminal.first_modes
 
 
 async def test_a_command_ends_as_it_would_here(cell: Cell) -> None:

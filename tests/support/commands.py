@@ -15,8 +15,8 @@ from cellmesh.cli.attach.session import ExecSession
 from cellmesh.cli.connection import streaming
 from support.node import Node
 
-SECONDS = 240.0
-"""How long a command may take; an emulated guest on a busy machine needs most of it."""
+SECONDS = 480.0
+"""How long a command may take; 100 MB through an emulated guest on a busy machine need a quarter of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

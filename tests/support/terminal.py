@@ -19,10 +19,12 @@ _BLOCK = 4096
 class Terminal:
     """Types, reads the screen and changes the window's size."""
 
-    def __init__(self, master: int, slave: int, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, master: int, slave: int) -> None:
         self._master = master
         self._slave = slave
-        self._process = process
+        self._process: asyncio.subprocess.Process | None = None
+        self.first_modes = self.modes
+        """How it was set before any program ran on it."""
         self._screen = b""
         self._changed = asyncio.Event()
         asyncio.get_running_loop().add_reader(master, self._read)
@@ -55,8 +57,26 @@ class Terminal:
 
     async def ended(self) -> int:
         """Wait until the program has ended; return its exit code."""
+        assert self._process is not None
         async with asyncio.timeout(SECONDS):
             return await self._process.wait()
+
+    async def run(self, *argv: str, environment: Mapping[str, str]) -> None:
+        """Run a program on it."""
+        self._process = await asyncio.create_subprocess_exec(
+            *("setsid", "--ctty", "--wait", *argv),
+            stdin=self._slave,
+            stdout=self._slave,
+            stderr=self._slave,
+            env=environment,
+        )
+
+    async def end(self) -> None:
+        """Kill the program if it still runs, and read no more."""
+        asyncio.get_running_loop().remove_reader(self._master)
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
 
 
 def resize(terminal: int, rows: int, columns: int) -> None:
@@ -70,16 +90,12 @@ async def on_terminal(*argv: str, environment: Mapping[str, str], rows: int, col
     master, slave = pty.openpty()
     try:
         resize(slave, rows, columns)
-        process = await asyncio.create_subprocess_exec(
-            *("setsid", "--ctty", "--wait", *argv), stdin=slave, stdout=slave, stderr=slave, env=environment
-        )
+        terminal = Terminal(master, slave)
         try:
-            yield Terminal(master, slave, process)
+            await terminal.run(*argv, environment=environment)
+            yield terminal
         finally:
-            asyncio.get_running_loop().remove_reader(master)
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await terminal.end()
     finally:
         os.close(master)
         os.close(slave)

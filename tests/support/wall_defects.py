@@ -98,7 +98,9 @@ def _agent_with_defects() -> Iterator[Path]:
     assert spec.submodule_search_locations
     with tempfile.TemporaryDirectory(prefix="cellmesh-defects-") as name:
         agent = Path(name, "guest")
-        shutil.copytree(next(iter(spec.submodule_search_locations)), agent)
+        # Other processes write their bytecode there under names that are gone a moment later.
+        sources = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(next(iter(spec.submodule_search_locations)), agent, ignore=sources)
         for module, defect in _PLANTED.items():
             with (agent / module).open("a") as source:
                 source.write(defect)

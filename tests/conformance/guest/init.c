@@ -201,8 +201,8 @@ static void serve(unsigned port, void (*handle)(int)) {
     }
 }
 
-/* Powers off when the ACPI button is pressed, as an operating system would. */
-static void watch_button(void) {
+/* What is pressed from now on waits in the descriptor. */
+static int open_button(void) {
     char path[64];
     int fd = -1;
     for (int i = 0; i < 8; i++) {
@@ -212,6 +212,11 @@ static void watch_button(void) {
         if (candidate < 0) continue;
         if (ioctl(candidate, EVIOCGNAME(sizeof name), name) > 0 && strcmp(name, "Power Button") == 0) fd = candidate;
     }
+    return fd;
+}
+
+/* Powers off when the ACPI button is pressed, as an operating system would. */
+static void watch_button(int fd) {
     for (struct input_event event; fd >= 0 && read(fd, &event, sizeof event) == sizeof event;)
         if (event.type == EV_KEY && event.code == KEY_POWER && event.value == 1) reboot(RB_POWER_OFF);
 }
@@ -228,8 +233,9 @@ int main(void) {
     load_modules();
     serve(COMMAND_PORT, serve_command);
     serve(EARLY_PORT, serve_early);
+    int button = open_button(); /* before anybody is told that the guest is ready */
     if (fork() == 0) {
-        watch_button();
+        watch_button(button);
         exit(0);
     }
     printf("conformance guest ready\n");

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cellmesh.guest.errors import WrongEpoch
 
-_HELLO_WAIT = 2.0
+_HELLO_WAIT = 10.0  # The answer is on its way; a busy machine may be slow to read it.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

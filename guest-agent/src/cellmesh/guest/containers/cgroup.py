@@ -1,11 +1,14 @@
 """One container's cgroup: its limits, its numbers, and the end of everything in it."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
 from cellmesh.guest.containers.model import ContainerStats, Resources
 
 _PERIOD_US = 100_000
+_GONE = frozenset({errno.ENOENT, errno.ENODEV})
+"""What opening a file of a cgroup that is gone says, and what reading one says that goes meanwhile."""
 
 
 class Cgroup:
@@ -40,8 +43,10 @@ class Cgroup:
         """Kill every process in it, with no way to dodge by forking."""
         try:
             self._set("cgroup.kill", "1")
-        except FileNotFoundError:
-            return  # It is gone, and so is all that was in it.
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            # It is gone, and so is all that was in it.
 
     def oom_kills(self) -> int:
         """Count the processes the kernel killed here for memory since it was made."""
@@ -74,7 +79,9 @@ class Cgroup:
     def _table(self, name: str) -> dict[str, int]:
         try:
             lines = (self.path / name).read_text().splitlines()
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
             return {}
         return {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}
 
@@ -88,7 +95,9 @@ class Cgroup:
     def _io_entries(self) -> Iterator[tuple[str, str]]:
         try:
             text = (self.path / "io.stat").read_text()
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
             return
         for word in text.split():
             key, equals, value = word.partition("=")

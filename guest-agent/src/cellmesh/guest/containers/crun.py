@@ -23,7 +23,6 @@ _CRUN = ("crun", "--root=/run/crun", "--cgroup-manager=cgroupfs")
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _START_TIMEOUT = 60.0
 _MESSAGE_LIMIT = 512
-_RECEIVE_TIMEOUT = 1.0
 
 
 class Crun:
@@ -246,12 +245,30 @@ async def _finish(crun: Process) -> int:
 
 async def _receive_terminal(listener: socket.socket) -> int:
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(_START_TIMEOUT):
-        connection, _ = await loop.sock_accept(listener)
-    with connection:
-        connection.settimeout(_RECEIVE_TIMEOUT)
-        _, descriptors, _, _ = socket.recv_fds(connection, 256, 1)
+    try:
+        async with asyncio.timeout(_START_TIMEOUT):
+            connection, _ = await loop.sock_accept(listener)
+            with connection:
+                # crun connects a moment before it sends; in a busy guest nobody else is to wait for it meanwhile.
+                await _readable(connection)
+                _, descriptors, _, _ = socket.recv_fds(connection, 256, 1)
+    except TimeoutError:
+        raise StartFailed(
+            f"crun gave no terminal within {_START_TIMEOUT:.0f} s; try again when the VM is less busy"
+        ) from None
+    if not descriptors:
+        raise StartFailed("crun ended before it gave the command its terminal")
     return descriptors[0]
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(connection, ready.set_result, None)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(connection)
 
 
 def _refuse_keys(spec: ContainerSpec, image: ImageConfig) -> None:

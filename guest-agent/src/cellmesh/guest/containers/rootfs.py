@@ -15,7 +15,7 @@ from cellmesh.guest.containers.bundle import IDS_PER_CONTAINER, first_id
 from cellmesh.guest.containers.image import User
 from cellmesh.guest.containers.runtime import ImageMissing
 
-_HOT_PLUG_WAIT = 5.0
+_HOT_PLUG_WAIT = 15.0  # Half of what the host waits for a start; a busy kernel takes seconds to find a disk.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

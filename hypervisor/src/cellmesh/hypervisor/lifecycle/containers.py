@@ -164,7 +164,9 @@ class Containers:
             while True:
                 changed.clear()
                 vm, container = await self._look(vm_id, name)
-                if container.generation == generation and container.status.state is ContainerState.FAILED:
+                # One that ran and has been given up since was started: how it fared is in its status.
+                never_ran = container.status.state is ContainerState.FAILED and container.status.start_time is None
+                if container.generation == generation and never_ran:
                     raise _why_not(container)
                 if container.generation != generation or not container.needs_start or vm.state is not VmState.RUNNING:
                     return container

@@ -105,7 +105,8 @@ class ContainerReconciler:
             status = ContainerStatus(state=ContainerState.FAILED, reason=error.reason, message=error.message)
         except ImageError as error:
             status = ContainerStatus(state=ContainerState.FAILED, reason="IMAGE_NOT_FOUND", message=str(error))
-        await self._put(container, status)
+        # What was reported since is newer than the answer: of a process that ended at once it may have overtaken it.
+        await self._put(container, status, only_from=ContainerState.STARTING)
 
     async def _stop(self, container: Container) -> None:
         # No request is to come in any more when its process is told to end.
@@ -116,7 +117,9 @@ class ContainerReconciler:
             status = replace(container.status, state=ContainerState.STOPPED)
         await self._put(container, status)
 
-    async def _put(self, container: Container, status: ContainerStatus) -> bool:
+    async def _put(
+        self, container: Container, status: ContainerStatus, *, only_from: ContainerState | None = None
+    ) -> bool:
         return await outcomes.put_status(
             self._world,
             container.vm_id,
@@ -124,6 +127,7 @@ class ContainerReconciler:
             generation=container.generation,
             epoch=self._handle.epoch,
             status=status,
+            only_from=only_from,
         )
 
     async def _attach(self, digest: str) -> None:

@@ -122,14 +122,23 @@ async def forget(world: World, vm_id: str) -> None:
 
 
 async def put_status(
-    world: World, vm_id: str, name: str, *, generation: int, epoch: int, status: ContainerStatus
+    world: World,
+    vm_id: str,
+    name: str,
+    *,
+    generation: int,
+    epoch: int,
+    status: ContainerStatus,
+    only_from: ContainerState | None = None,
 ) -> bool:
-    """Commit how a container is; False if its generation or its VM's epoch is another by now."""
+    """Commit how a container is; False if generation, epoch or, with `only_from`, its state are others by now."""
     async with world.store.transaction() as tx:
         vm, container = await tx.vm(vm_id), await tx.container(vm_id, name)
         if vm is None or vm.epoch != epoch or vm.state is not VmState.RUNNING:
             return False
         if container is None or container.generation != generation:
+            return False
+        if only_from is not None and container.status.state is not only_from:
             return False
         await tx.save_container(replace(container, epoch=epoch, status=status), container)
         return True
