@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 from cellmesh.image import ContainerImage, GuestImage
 from support import images, leftovers
@@ -34,6 +37,14 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("suite")
+# As the product writes them: by default structlog draws all locals of a traceback, and holds up what is under test.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +59,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("guest") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_GUEST_SECONDS))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Collect no garbage while a failure is written down.
+
+    A finalizer that logs a traceback meanwhile would enter Python 3.11's parser a second time, which ends the run with
+    "AST constructor recursion depth mismatch" and hides the failure.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

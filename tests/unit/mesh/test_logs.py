@@ -22,11 +22,11 @@ CANARY = "sk-live0123456789abcdefXYZ"
 def stream() -> Iterator[io.StringIO]:
     """Give what is logged, and put logging back as it was."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, before = root.handlers[:], root.level, structlog.get_config()
     written = io.StringIO()
     logs.configure(level="INFO", stream=written)
     yield written
-    structlog.reset_defaults()
+    structlog.configure(**before)
     root.handlers[:] = handlers
     root.setLevel(level)
 

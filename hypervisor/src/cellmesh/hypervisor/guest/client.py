@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from cellmesh.api.guest.v1 import (
     guest_service_pb2_grpc,
 )
 from cellmesh.hypervisor.domain.container import Claim, Container, ContainerStatus
-from cellmesh.hypervisor.domain.errors import GuestUnreachable
 from cellmesh.hypervisor.guest import decode
 from cellmesh.hypervisor.guest.errors import translated
 from cellmesh.mesh.call import AnswerStream
@@ -44,11 +42,6 @@ class _Line:
     guest: guest_service_pb2_grpc.GuestServiceAsyncStub
     containers: container_service_pb2_grpc.GuestContainerServiceAsyncStub
     calls: int = 0
-    hung_up: bool = False
-
-    async def hang_up(self) -> None:
-        self.hung_up = True
-        await self.channel.close()
 
 
 class GuestClient:
@@ -62,7 +55,7 @@ class GuestClient:
         """Close the connection to a VM; calls that run on it end with GuestUnreachable."""
         line = self._lines.pop(vm_id, None)
         if line is not None:
-            await line.hang_up()
+            await line.channel.close()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -167,16 +160,8 @@ class GuestClient:
         line.calls += 1
         try:
             if found is not None and found is not line:
-                await found.hang_up()
+                await found.channel.close()
             yield line
-        except asyncio.CancelledError:
-            # gRPC cancels the calls of a channel that is closed; whoever made one was not, and has to hear of it.
-            task = asyncio.current_task()
-            if not line.hung_up or task is None or task.cancelling():
-                raise
-            raise GuestUnreachable(
-                f"The connection to VM {vm_id} was ended meanwhile; look at the VM's state, then try again."
-            ) from None
         finally:
             line.calls -= 1
             await self._hang_up_idle()
