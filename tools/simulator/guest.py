@@ -167,7 +167,7 @@ class SimulatedGuest:
                 await self._report(stub)
             except grpc.aio.AioRpcError as error:
                 self.machine.write_console(f"report: {error.code().name}\n")
-            await asyncio.sleep(_LONGEST_PAUSE)
+            await _pause(_LONGEST_PAUSE)
 
     async def say_hello(self, stub: agent_service_pb2_grpc.AgentServiceAsyncStub) -> None:
         """Say Hello until the host answers, and remember what it says."""
@@ -178,7 +178,7 @@ class SimulatedGuest:
                 break
             except grpc.aio.AioRpcError as error:
                 self.machine.write_console(f"hello: {error.code().name}\n")
-            await asyncio.sleep(pause)
+            await _pause(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         self.vm_id, self.epoch = answer.vm_id, answer.epoch
         self.heartbeat_seconds = answer.heartbeat_interval.ToTimedelta().total_seconds() or self.heartbeat_seconds
@@ -229,3 +229,11 @@ class SimulatedGuest:
             serving = status.health == common_health_pb2.HEALTH_STATUS_SERVING
             kind = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
             await self._health.set(status.container_name, kind)
+
+
+async def _pause(seconds: float) -> None:
+    """Sleep; raise CancelledError at once if that was wanted before, which gRPC swallows where a stream begins or ends."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+    await asyncio.sleep(seconds)

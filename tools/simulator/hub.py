@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -59,8 +58,9 @@ class Hub:
         assert self._task is not None
         self.faults.clear()
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait({self._task})
+        if not self._task.cancelled():
+            self._task.result()
         self._socket.unlink(missing_ok=True)
         self.binary.unlink(missing_ok=True)
 

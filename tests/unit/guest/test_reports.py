@@ -26,6 +26,7 @@ from support.local_runtime import until
 
 _BOOT = "0b000000-0000-4000-8000-000000000000"
 _VM = "0c000000-0000-4000-8000-000000000000"
+_PATIENCE = 30.0
 
 
 class _Host(agent_service_pb2_grpc.AgentServiceServicer):
@@ -104,7 +105,8 @@ async def _reporting(stub: agent_service_pb2_grpc.AgentServiceAsyncStub, heartbe
         yield changes
     finally:
         task.cancel()
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=_PATIENCE)
+        assert task.cancelled(), "it was cancelled, and goes on"
 
 
 def test_sequences_have_no_gaps_and_nothing_unacknowledged_is_lost() -> None:
@@ -181,6 +183,19 @@ async def test_a_host_that_does_not_answer_gets_a_bounded_number(tmp_path: Path)
         host.silent = False
         host.close_stream.set()
         await until(lambda: len(host.streams) == 2 and host.dropped[-1] == newest)
+
+
+@pytest.mark.asyncio
+async def test_a_cancellation_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it comes, reporting ends with it: gRPC swallows it where a stream begins or ends."""
+    monkeypatch.setattr(reporter_module, "_FIRST_PAUSE", 0.0)
+    async with open_channel(f"{tmp_path}/nobody.sock") as channel:
+        stub = agent_service_pb2_grpc.AgentServiceStub(channel)
+        for turns in range(200):
+            async with _reporting(stub, heartbeat=3600.0):
+                for _ in range(turns % 40):
+                    await asyncio.sleep(0)
+                await asyncio.sleep(turns % 7 * 1e-4)  # gRPC's own thread gets further, too
 
 
 def test_the_wait_the_host_asks_for_is_found() -> None:

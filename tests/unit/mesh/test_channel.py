@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -243,6 +244,39 @@ async def test_who_is_cancelled_while_asking_is_cancelled(tmp_path: Path) -> Non
         asking.cancel()
 
     assert isinstance(await _asked_until(cancel, tmp_path / "s"), asyncio.CancelledError)
+
+
+@pytest.mark.asyncio
+async def test_a_cancellation_is_never_lost(tmp_path: Path) -> None:
+    """Whenever it comes, who is cancelled asks no more: gRPC swallows it where a stream begins or ends."""
+
+    async def frames() -> AsyncIterator[container_service_pb2.ExecRequest]:
+        yield container_service_pb2.ExecRequest()
+        await asyncio.get_running_loop().create_future()
+
+    breaker = Breaker("d", fail_max=1_000_000)
+    asked = 0
+    async with unix_channel(tmp_path / "nobody", downstream="d", breaker=breaker) as channel:
+        exec_ = container_service_pb2_grpc.GuestContainerServiceStub(channel).Exec
+
+        async def ask() -> None:
+            nonlocal asked
+            while True:
+                asked += 1
+                with contextlib.suppress(MeshError):
+                    await anext(exec_(frames()))
+                await asyncio.sleep(0)
+
+        for turns in range(1, 200):
+            asking = asyncio.create_task(ask())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.sleep(turns % 7 * 1e-4)  # gRPC's own thread gets further, too
+            before = asked
+            asking.cancel()
+            await asyncio.wait({asking}, timeout=_PATIENCE)
+            assert asking.cancelled(), f"cancelled after {turns} turns, it goes on"
+            assert asked == before
 
 
 class Mute(container_service_pb2_grpc.GuestContainerServiceServicer):

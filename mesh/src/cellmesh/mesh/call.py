@@ -105,6 +105,21 @@ def _told_if_hung_up(is_cancelled: Callable[[], bool] = _never) -> Iterator[None
         raise DownstreamUnavailable("Its connection was closed while it was asked. Try again.") from None
 
 
+@contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """Raise CancelledError at the end if this task was cancelled inside: gRPC swallows that where a call begins or ends.
+
+    It waits for such steps in tasks of its own; these are cancelled in our place, and end as if nothing had been.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 class UnaryCallable:
     """Calls an RPC that gives one answer."""
 
@@ -142,7 +157,8 @@ class UnaryCallable:
         left = method.left(ends)
         with method.downstream.breaker.guard():
             try:
-                answer = await call(request, timeout=left, metadata=tuple(metadata))
+                with _heeding_cancellation():
+                    answer = await call(request, timeout=left, metadata=tuple(metadata))
             except grpc.aio.AioRpcError as error:
                 raise status.from_rpc_error(error) from error
             return method.checked(answer)
@@ -215,10 +231,8 @@ class AnswerStream(AsyncIterator[Any]):
             return
         yield first
         try:
-            async for answer in answers:
+            while (answer := await _next(answers)) is not None:
                 yield method.checked(answer)
-        except grpc.aio.AioRpcError as error:
-            raise status.from_rpc_error(error) from error
         finally:
             self._end()
 
@@ -231,10 +245,17 @@ class AnswerStream(AsyncIterator[Any]):
             self._call = call(self._request, timeout=left, metadata=self._metadata)
             answers = aiter(self._call)
             try:
-                first = await anext(answers, None)
-            except grpc.aio.AioRpcError as error:
-                raise status.from_rpc_error(error) from error
+                first = await _next(answers)
             except asyncio.CancelledError:
                 self._end()
                 raise
             return answers, None if first is None else method.checked(first)
+
+
+async def _next(answers: AsyncIterator[Any]) -> Any:
+    """Return the next answer, None after the last."""
+    try:
+        with _heeding_cancellation():
+            return await anext(answers, None)
+    except grpc.aio.AioRpcError as error:
+        raise status.from_rpc_error(error) from error

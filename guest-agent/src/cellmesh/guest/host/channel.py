@@ -1,5 +1,6 @@
 """The agent's one channel to the host."""
 
+import asyncio
 import random
 
 import grpc.aio
@@ -25,3 +26,10 @@ def open_channel(path: str) -> grpc.aio.Channel:
 def jittered(delay: float) -> float:
     """Return a random wait around `delay` seconds, so that a thousand guests do not come back as one."""
     return delay * random.uniform(0.5, 1.5)  # noqa: S311  # Spreads load; guards nothing.
+
+
+def heed_cancellation() -> None:
+    """Raise CancelledError if this task was cancelled: gRPC swallows that where a stream begins or ends."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

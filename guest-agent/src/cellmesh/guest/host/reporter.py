@@ -13,7 +13,7 @@ import grpc.aio
 from cellmesh.api.guest.v1 import agent_service_pb2, agent_service_pb2_grpc
 from cellmesh.guest.boot import say
 from cellmesh.guest.changes import Changes
-from cellmesh.guest.host.channel import jittered
+from cellmesh.guest.host.channel import heed_cancellation, jittered
 from cellmesh.guest.host.hello import say_hello
 from cellmesh.guest.host.report import Report, ReportLog
 from cellmesh.guest.identity import Identity
@@ -57,6 +57,7 @@ class Reporter:
             try:
                 await self._stream()
             except grpc.aio.AioRpcError as error:
+                heed_cancellation()
                 await self._recover(error)
 
     async def _recover(self, error: grpc.aio.AioRpcError) -> None:
