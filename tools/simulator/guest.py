@@ -232,7 +232,7 @@ class SimulatedGuest:
 
 
 async def _pause(seconds: float) -> None:
-    """Sleep; raise CancelledError at once if that was wanted before, which gRPC swallows where a stream begins or ends."""
+    """Sleep, or end now if this task was cancelled before: gRPC swallows that where a stream begins or ends."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -107,7 +107,7 @@ def _told_if_hung_up(is_cancelled: Callable[[], bool] = _never) -> Iterator[None
 
 @contextmanager
 def _heeding_cancellation() -> Iterator[None]:
-    """Raise CancelledError at the end if this task was cancelled inside: gRPC swallows that where a call begins or ends.
+    """Raise CancelledError at the end if this task was cancelled inside: gRPC swallows that as a call begins or ends.
 
     It waits for such steps in tasks of its own; these are cancelled in our place, and end as if nothing had been.
     """
