@@ -87,6 +87,12 @@ class BackEnd:
 
     def serve_one(self) -> None:
         """Read and answer one message; raises FrontEndGoneError, ProtocolError."""
+        try:
+            self._serve_one()
+        except ConnectionError as error:
+            raise FrontEndGoneError from error  # it was killed with words of ours unread
+
+    def _serve_one(self) -> None:
         head, descriptors = self._receive_header()
         request, _flags, size = _HEADER.unpack(head)
         body = self._receive(size)

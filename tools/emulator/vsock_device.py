@@ -6,7 +6,6 @@ Host to guest: `CONNECT <port>\n` on the VM's socket, answered by `OK <host port
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -113,7 +112,7 @@ class VsockDevice:
     def _on_front_end(self, _events: int) -> None:
         try:
             self._back_end.serve_one()
-        except (FrontEndGoneError, ConnectionError):
+        except FrontEndGoneError:
             self._forget(self._back_end.front_end.fileno())
 
     def _on_ring_changed(self, index: int) -> None:
@@ -342,7 +341,7 @@ class VsockDevice:
         if stream.finished:
             self._reset(stream)
         elif not stream.guest_sends:
-            _end_writing(stream.host)
+            stream.end_writing()
         elif stream.owes_credit:
             self._say(Operation.CREDIT_UPDATE, *stream.key)
 
@@ -354,7 +353,7 @@ class VsockDevice:
         elif stream.finished:
             stream.start_timer()
         elif not stream.guest_sends and not stream.backlog:
-            _end_writing(stream.host)
+            stream.end_writing()
 
     # Ends.
 
@@ -394,8 +393,3 @@ def _limit(views: list[memoryview], size: int) -> list[memoryview]:
         limited.append(view[:size])
         size -= len(limited[-1])
     return [view for view in limited if view]
-
-
-def _end_writing(host: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the peer may have gone already
-        host.shutdown(socket.SHUT_WR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import time
@@ -81,6 +82,11 @@ class Stream:
     def count_forwarded(self, size: int) -> None:
         """Count bytes of the guest that the host's socket took."""
         self.forwarded = (self.forwarded + size) & _WRAP
+
+    def end_writing(self) -> None:
+        """Let the host read the end; it may have gone already."""
+        with contextlib.suppress(OSError):
+            self.host.shutdown(socket.SHUT_WR)
 
     def start_timer(self) -> None:
         """Give what is under way two seconds."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -262,6 +264,28 @@ async def test_numbers_are_of_running_containers(tmp_path: Path) -> None:
         await agent.cell.containers.stop("live")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await agent.containers.GetStats(request, timeout=20)
+        assert _refusal(caught.value)[:2] == ("FAILED_PRECONDITION", "CONTAINER_NOT_RUNNING")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV], ids=["before", "meanwhile"])
+async def test_numbers_of_a_container_that_ends_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A cgroup that goes before or while it is read says that its container does not run, and is no fault of ours."""
+    read = Path.read_text
+    async with _agent(tmp_path) as agent:
+        await agent.start()
+        (container,) = agent.cell.runtime.started
+
+        def gone(path: Path, *args: Any, **options: Any) -> str:
+            if path.parent == container.cgroup.path:
+                raise OSError(number, os.strerror(number), path)
+            return read(path, *args, **options)
+
+        monkeypatch.setattr(Path, "read_text", gone)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await agent.containers.GetStats(container_service_pb2.GetStatsRequest(container_name="live"), timeout=20)
+        monkeypatch.undo()
         assert _refusal(caught.value)[:2] == ("FAILED_PRECONDITION", "CONTAINER_NOT_RUNNING")
 
 

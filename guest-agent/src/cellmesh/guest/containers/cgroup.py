@@ -1,5 +1,6 @@
 """One container's cgroup: its limits, its numbers, and the end of everything in it."""
 
+import contextlib
 import errno
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,6 @@ from pathlib import Path
 from cellmesh.guest.containers.model import ContainerStats, Resources
 
 _PERIOD_US = 100_000
-_GONE = frozenset({errno.ENOENT, errno.ENODEV})
-"""What opening a file of a cgroup that is gone says, and what reading one says that goes meanwhile."""
 
 
 class Cgroup:
@@ -43,10 +42,8 @@ class Cgroup:
         """Kill every process in it, with no way to dodge by forking."""
         try:
             self._set("cgroup.kill", "1")
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
-            # It is gone, and so is all that was in it.
+        except FileNotFoundError:
+            return  # It is gone, and so is all that was in it.
 
     def oom_kills(self) -> int:
         """Count the processes the kernel killed here for memory since it was made."""
@@ -70,18 +67,21 @@ class Cgroup:
         )
 
     def _set(self, name: str, value: str) -> None:
-        (self.path / name).write_text(value)
+        with _going():
+            (self.path / name).write_text(value)
+
+    def _read(self, name: str) -> str:
+        with _going():
+            return (self.path / name).read_text()
 
     def _number(self, name: str) -> int:
-        text = (self.path / name).read_text().strip()
+        text = self._read(name).strip()
         return int(text) if text.isdigit() else 0
 
     def _table(self, name: str) -> dict[str, int]:
         try:
-            lines = (self.path / name).read_text().splitlines()
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
+            lines = self._read(name).splitlines()
+        except FileNotFoundError:
             return {}
         return {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}
 
@@ -94,12 +94,21 @@ class Cgroup:
 
     def _io_entries(self) -> Iterator[tuple[str, str]]:
         try:
-            text = (self.path / "io.stat").read_text()
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise
+            text = self._read("io.stat")
+        except FileNotFoundError:
             return
         for word in text.split():
             key, equals, value = word.partition("=")
             if equals:
                 yield key, value
+
+
+@contextlib.contextmanager
+def _going() -> Iterator[None]:
+    """Raise FileNotFoundError for a cgroup that goes between the opening of its file and the use inside, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        raise FileNotFoundError(errno.ENOENT, "the cgroup is gone") from error

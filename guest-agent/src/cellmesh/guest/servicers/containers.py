@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from cellmesh.api.common.v1 import exec_pb2, log_pb2
 from cellmesh.api.guest.v1 import container_service_pb2, container_service_pb2_grpc
 from cellmesh.guest.containers.registry import Containers
-from cellmesh.guest.errors import GenerationNotFound, InvalidRequest
+from cellmesh.guest.errors import ContainerNotRunning, GenerationNotFound, InvalidRequest
 from cellmesh.guest.identity import Identity
 from cellmesh.guest.servicers import codec
 from cellmesh.guest.servicers import exec as exec_stream
@@ -95,7 +95,10 @@ class GuestContainerServicer(container_service_pb2_grpc.GuestContainerServiceSer
     ) -> container_service_pb2.GetStatsResponse:
         """Return what a container uses now."""
         name = codec.decode_name(request.container_name)
-        stats = self._containers.find_running(name).cgroup.stats()
+        try:
+            stats = self._containers.find_running(name).cgroup.stats()
+        except FileNotFoundError:
+            raise ContainerNotRunning(f"container {name} ends just now: start it first") from None
         generation = self._containers.find(name).status.generation
         return container_service_pb2.GetStatsResponse(stats=codec.encode_stats(name, generation, stats))
 
