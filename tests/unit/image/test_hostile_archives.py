@@ -151,8 +151,8 @@ def test_a_swelling_layer_is_stopped(store: ImageStore, tmp_path: Path, monkeypa
     "config",
     [
         {"Env": "A=1"},
-        {"Env": ["no equals sign"]},
-        {"Env": ["=x"]},
+        {"Env": ["A=\ud800"]},
+        {"StopSignal": "SIGNOPE"},
         {"Cmd": [1]},
         {"Cmd": ["a\0b"]},
         {"Cmd": ["x"] * 2000},

@@ -17,6 +17,7 @@ SCHEMA = 1
 SOURCE_DATE_EPOCH = 1_750_000_000  # the time of whatever has none of its own; in seconds, any constant would do
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 4 << 20
+DEFAULT_STOP_SIGNAL = 15
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerConfig:
-    """How a container image wants to be run."""
+    """How a container image wants to be run; `stop_signal` is the number of the signal that asks it to end."""
 
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class ContainerConfig:
     working_dir: str = "/"
     user: str = ""
     exposed_ports: tuple[str, ...] = ()
+    stop_signal: int = DEFAULT_STOP_SIGNAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +205,13 @@ def _container(digest: str, path: Path, document: dict[str, object]) -> Containe
         digest=digest,
         path=path,
         rootfs=path / rootfs.file,
-        config=ContainerConfig(working_dir=config["working_dir"], user=config["user"], **lists),
+        config=ContainerConfig(
+            working_dir=config["working_dir"],
+            user=config["user"],
+            # Images of earlier releases do not have it.
+            stop_signal=_typed(config.get("stop_signal", DEFAULT_STOP_SIGNAL), int),
+            **lists,
+        ),
         source=ContainerSource(**_typed(document["source"], dict)),
         files=(rootfs,),
     )

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-_CONFIG_LIMIT = 256 << 10
+_CONFIG_LIMIT = 2 << 20  # as the import of images allows
 _PASSWD_LIMIT = 1 << 20
 _MAX_ID = 65535
 
