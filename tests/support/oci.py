@@ -67,10 +67,10 @@ def layout(
     }
     manifest = {
         "schemaVersion": 2,
-        "config": _keep(blobs, json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
-        "layers": [_keep(blobs, layer, "application/vnd.oci.image.layer.v1.tar") for layer in layers],
+        "config": keep_blob(blobs, json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
+        "layers": [keep_blob(blobs, layer, "application/vnd.oci.image.layer.v1.tar") for layer in layers],
     }
-    write_index(target, [_keep(blobs, json.dumps(manifest).encode(), MANIFEST)])
+    write_index(target, [keep_blob(blobs, json.dumps(manifest).encode(), MANIFEST)])
     (target / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     return target
 
@@ -99,8 +99,8 @@ def run_as(target: Path, user: str) -> Path:
     manifest = _load(blobs, image["digest"])
     config = _load(blobs, manifest["config"]["digest"])
     config["config"]["User"] = user
-    manifest["config"] = _keep(blobs, json.dumps(config).encode(), manifest["config"]["mediaType"])
-    write_index(target, [{**image, **_keep(blobs, json.dumps(manifest).encode(), image["mediaType"])}])
+    manifest["config"] = keep_blob(blobs, json.dumps(config).encode(), manifest["config"]["mediaType"])
+    write_index(target, [{**image, **keep_blob(blobs, json.dumps(manifest).encode(), image["mediaType"])}])
     return target
 
 
@@ -121,6 +121,7 @@ def _load(blobs: Path, named: str) -> dict[str, Any]:
     return document
 
 
-def _keep(blobs: Path, data: bytes, media_type: str) -> dict[str, object]:
+def keep_blob(blobs: Path, data: bytes, media_type: str) -> dict[str, object]:
+    """Write a blob into a layout and return its descriptor."""
     (blobs / hashlib.sha256(data).hexdigest()).write_bytes(data)
     return {"mediaType": media_type, "digest": digest(data), "size": len(data)}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from cellmesh.image import (
     ImageNotFound,
     ImageStore,
     InvalidDigest,
+    claims,
 )
 from cellmesh.image.manifest import (
     MANIFEST,
@@ -97,17 +101,52 @@ def test_a_failed_draft_leaves_nothing(store: ImageStore) -> None:
     assert list(store.root.iterdir()) == []
 
 
-def test_an_abandoned_draft_is_swept(store: ImageStore) -> None:
-    """What a killed import left goes with the next one after a day; a young draft may be somebody's and stays."""
+@pytest.mark.parametrize("prefix", [".draft-", ".spool-"])
+def test_what_a_killed_import_left_goes_with_the_next(store: ImageStore, prefix: str) -> None:
+    """The lock of a dead process is gone, so its directory is removed at once; a live one's stays."""
     publish_container(store)
-    old, young = store.root / ".draft-old", store.root / ".spool-young"
-    for path in (old, young):
-        path.mkdir()
-        (path / "file").write_bytes(b"x")
-    os.utime(old, (0, 0))
-    publish_container(store, b"other")
-    assert not old.exists()
-    assert young.exists()
+    holder = """if True:
+        import sys, time
+        from pathlib import Path
+        from cellmesh.image.claims import claimed
+        with claimed(Path(sys.argv[1]), sys.argv[2]) as work:
+            (work / "file").write_bytes(b"x")
+            print(work, flush=True)
+            sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, store.root, prefix], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        work = Path(process.stdout.readline().strip())
+        publish_container(store, b"other")
+        assert (work / "file").exists()
+        process.kill()
+        process.wait()
+        assert (work / "file").exists()
+        publish_container(store, b"third")
+        assert not work.exists()
+
+
+def test_a_draft_is_never_seen_without_its_lock(store: ImageStore) -> None:
+    """Many that begin and sweep at the same time lose nothing: each finds its own directory until it ends."""
+    store.root.mkdir()
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            with store.draft() as draft:
+                (draft / "mine").write_text(str(number))
+                assert (draft / "mine").read_text() == str(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(work, range(8)))) == 8
+    assert list(store.root.iterdir()) == []
+
+
+def test_without_the_lock_a_live_draft_would_go(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: a sweep that takes no notice of locks removes the directory of one that is alive."""
+    monkeypatch.setattr(claims.fcntl, "flock", lambda *_: None)
+    with store.draft() as first, store.draft():
+        assert not first.exists()
 
 
 def _change(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,17 +49,23 @@ def build(
 @app.command("import")
 def import_(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="OCI layout (directory or tar) or `docker save` archive.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="OCI layout (directory or tar), `docker save` archive, skopeo `dir:`; - reads a pipe."),
+    ],
     *,
+    reference: Annotated[
+        str, typer.Option("--ref", metavar="NAME", help="Which of several images: its name, or the digest.")
+    ] = "",
     json_output: JsonOption = False,
 ) -> None:
     """Import a container image."""
 
     def body(settings: Settings, output: Output) -> None:
-        if not path.exists():
+        if str(path) != "-" and not path.exists():
             raise NotFoundError(f"There is no {path}.", "Give an OCI layout or an archive.", reason="PATH_NOT_FOUND")
         with ProgressLine(output) as progress:
-            digest = _store(settings).import_container(path, progress=progress)
+            digest = _store(settings).import_container(path, reference=reference, progress=progress)
         _print_digest(output, digest)
 
     run(context, _explained(body), json_output=json_output)
@@ -168,7 +175,7 @@ def build_default(settings: Settings, output: Output, *, refresh: bool = False, 
 @contextmanager
 def explained_image_errors() -> Iterator[None]:
     """Turn what the image store can't do into one line for the person, with the way out."""
-    from cellmesh.image import ImageError, ImageNotFound
+    from cellmesh.image import AmbiguousImage, ImageError, ImageNotFound, StoreFull
 
     try:
         yield
@@ -176,6 +183,11 @@ def explained_image_errors() -> Iterator[None]:
         raise NotFoundError(
             str(error), "List the images with `cellmesh image ls`.", reason="IMAGE_NOT_FOUND"
         ) from error
+    except StoreFull as error:
+        fix = "Free space on that disk; `cellmesh image ls` shows what the images take."
+        raise CliError(str(error), fix, exit_code=ExitCode.EXHAUSTED, reason="STORE_FULL") from error
+    except AmbiguousImage as error:
+        raise UsageError(str(error), f"Add `--ref {shlex.quote(error.names[0])}`, or another name.") from error
     except ImageError as error:
         # Their texts say what to do; doctor knows about missing tools.
         fix = "If a tool is missing, `cellmesh doctor` has the command that installs it."
@@ -183,6 +195,10 @@ def explained_image_errors() -> Iterator[None]:
     except PermissionError as error:
         what = f"{error.filename} can't be written: {error.strerror}."
         raise CliError(what, "Run this as root.", exit_code=ExitCode.DENIED, reason="PERMISSION_DENIED") from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        what = f"The disk or the archive can't be used: {where}{error.strerror}."
+        raise CliError(what, "See `dmesg` for a faulty disk.", exit_code=ExitCode.FAILED, reason="IO_ERROR") from error
 
 
 def _explained(body: LocalBody) -> LocalBody:

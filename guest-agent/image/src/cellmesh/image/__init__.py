@@ -1,14 +1,17 @@
 """Guest and container images: build, import, store, verify."""
 
 from cellmesh.image.errors import (
+    AmbiguousImage,
     ArchiveInvalid,
     BuildFailed,
     CredentialInImage,
     ImageCorrupt,
     ImageError,
     ImageNotFound,
+    ImageTooLarge,
     InvalidDigest,
     InvalidImagePath,
+    StoreFull,
     ToolMissing,
 )
 from cellmesh.image.guest import build_guest
@@ -17,6 +20,7 @@ from cellmesh.image.progress import Progress, silent
 from cellmesh.image.store import Drift, ImageStore
 
 __all__ = [
+    "AmbiguousImage",
     "ArchiveInvalid",
     "BuildFailed",
     "ContainerConfig",
@@ -29,10 +33,12 @@ __all__ = [
     "ImageError",
     "ImageNotFound",
     "ImageStore",
+    "ImageTooLarge",
     "InvalidDigest",
     "InvalidImagePath",
     "Package",
     "Progress",
+    "StoreFull",
     "StoredFile",
     "ToolMissing",
     "build_guest",

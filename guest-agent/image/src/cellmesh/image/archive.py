@@ -1,32 +1,24 @@
-"""Find the one image in a container archive: an OCI layout, or what `docker save` writes.
+"""Read the one image of a container archive: an OCI layout, what `docker save` writes, or skopeo's `dir:`.
 
 https://github.com/opencontainers/image-spec/blob/main/image-layout.md says what an OCI layout is.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cellmesh.image.blobs import MAX_DOCUMENT, MAX_UNPACKED, Blobs, document, hash_of, need, parse
-from cellmesh.image.errors import ArchiveInvalid
+from cellmesh.image.blobs import Blobs, document, hash_of, need, parse
+from cellmesh.image.documents import array_of, hex_of, object_of, text_of
+from cellmesh.image.errors import AmbiguousImage, ArchiveInvalid
+from cellmesh.image.foreign import describe_foreign
+from cellmesh.image.index import Index, choose
+from cellmesh.image.limits import MAX_DOCUMENT, MAX_LAYERS, MAX_UNPACKED
 from cellmesh.image.manifest import ContainerSource
 from cellmesh.image.tree import Extent
 
-MAX_LAYERS = 127  # as container runtimes allow
-MAX_NESTING = 4
-INDEX_TYPES = {
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-}
-MANIFEST_TYPES = {
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-}
-REFERENCE = "org.opencontainers.image.ref.name"
-_SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
+LAYER_TYPES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,122 +39,97 @@ class Archive:
     source: ContainerSource
 
 
-def read_archive(blobs: Blobs) -> Archive:
-    """Return the image for linux/amd64, every document of it checked against its digest; raises ArchiveInvalid."""
+def read_archive(blobs: Blobs, reference: str = "") -> Archive:
+    """Return the image for linux/amd64, called `reference` if that is given; every document is checked by its digest.
+
+    Raises ArchiveInvalid, or AmbiguousImage if several images are left.
+    """
     if blobs.find("oci-layout") is not None:
-        return _oci(blobs)
+        return _oci(Index(blobs), object_of(document(blobs, "index.json"), "index.json"), reference)
     if blobs.find("manifest.json") is not None:
-        return _docker(blobs)
-    raise ArchiveInvalid("archive", "it is neither an OCI layout (oci-layout) nor from `docker save` (manifest.json).")
+        top = document(blobs, "manifest.json")
+        if isinstance(top, list):
+            return _docker(blobs, top, reference)
+        return _directory(blobs, top, reference)
+    raise ArchiveInvalid(blobs.name, describe_foreign(blobs))
 
 
-def _oci(blobs: Blobs) -> Archive:
-    descriptor = _choose(blobs, _object(document(blobs, "index.json"), "index.json"), 0)
-    name, extent = _blob(blobs, descriptor, MAX_DOCUMENT)
-    manifest = _object(parse(extent, name), name)
-    config_name, config_extent = _blob(blobs, _object(manifest.get("config"), name), MAX_DOCUMENT)
-    config = _object(parse(config_extent, config_name), config_name)
-    layers = [_blob(blobs, _object(layer, name), MAX_UNPACKED) for layer in _array(manifest.get("layers"), name)]
-    reference = _object(descriptor.get("annotations") or {}, name).get(REFERENCE, "")
-    source = ContainerSource(format="oci", digest=str(descriptor["digest"]), reference=_text(reference, name))
+def _oci(index: Index, document: Mapping[str, Any], reference: str) -> Archive:
+    chosen = choose(index, document, reference)
+    name, extent = index.blob(chosen.descriptor, MAX_DOCUMENT)
+    manifest = object_of(parse(extent, name), name)
+    return _manifest(index, manifest, ContainerSource(format="oci", digest=chosen.digest, reference=chosen.name))
+
+
+def _directory(blobs: Blobs, top: Mapping[str, Any], reference: str) -> Archive:
+    """Read skopeo's `dir:`, which has a manifest or an index at its top and blobs by the bare hex of their digest."""
+    index = Index(blobs, prefix="")
+    if "manifests" in top:
+        return _oci(index, top, reference)
+    digest = f"sha256:{hash_of(need(blobs, 'manifest.json', MAX_DOCUMENT))}"
+    return _manifest(index, top, ContainerSource(format="dir", digest=digest, reference=reference))
+
+
+def _manifest(index: Index, manifest: Mapping[str, Any], source: ContainerSource) -> Archive:
+    config_name, extent = index.blob(object_of(manifest.get("config"), "manifest"), MAX_DOCUMENT)
+    config = object_of(parse(extent, config_name), config_name)
+    layers = []
+    for layer in array_of(manifest.get("layers"), "manifest"):
+        descriptor = object_of(layer, "manifest")
+        kind = str(descriptor.get("mediaType", LAYER_TYPES[0]))
+        if not kind.startswith(LAYER_TYPES) or "encrypted" in kind:
+            raise ArchiveInvalid("manifest", f"it has a layer of type {kind!r:.100}; only tar layers can be imported.")
+        layers.append(index.blob(descriptor, MAX_UNPACKED))
     return _archive(layers, config, source, config_name)
 
 
-def _docker(blobs: Blobs) -> Archive:
-    entries = _array(document(blobs, "manifest.json"), "manifest.json")
-    if len(entries) != 1:
-        raise ArchiveInvalid("manifest.json", f"it names {len(entries)} images; save exactly one.")
-    entry = _object(entries[0], "manifest.json")
-    config_name = _text(entry.get("Config"), "manifest.json")
+def _docker(blobs: Blobs, entries: list[Any], reference: str) -> Archive:
+    entry, name = _choose_saved(blobs, [object_of(entry, "manifest.json") for entry in entries], reference)
+    config_name = text_of(entry.get("Config"), "manifest.json")
     config_extent = need(blobs, config_name, MAX_DOCUMENT)
     digest = hash_of(config_extent)
     if digest not in config_name:
         raise ArchiveInvalid(config_name, "its bytes do not have the hash that its name says.")
-    config = _object(parse(config_extent, config_name), config_name)
-    names = [_text(layer, "manifest.json") for layer in _array(entry.get("Layers"), "manifest.json")]
+    config = object_of(parse(config_extent, config_name), config_name)
+    names = [text_of(layer, "manifest.json") for layer in array_of(entry.get("Layers"), "manifest.json")]
     layers = [(name, need(blobs, name, MAX_UNPACKED)) for name in names]
-    tags = _array(entry.get("RepoTags") or [], "manifest.json")
-    reference = _text(tags[0], "manifest.json") if tags else ""
-    source = ContainerSource(format="docker-archive", digest=f"sha256:{digest}", reference=reference)
+    source = ContainerSource(format="docker-archive", digest=f"sha256:{digest}", reference=name)
     return _archive(layers, config, source, config_name)
+
+
+def _choose_saved(blobs: Blobs, entries: list[Mapping[str, Any]], reference: str) -> tuple[Mapping[str, Any], str]:
+    """Return the entry of `docker save`'s manifest that is wanted, and its name."""
+    found: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for entry in entries:
+        config = text_of(entry.get("Config"), "manifest.json")
+        tags = [text_of(tag, "manifest.json") for tag in array_of(entry.get("RepoTags") or [], "manifest.json")]
+        found.setdefault(config, (entry, []))[1].extend(tags)
+    if not found:
+        raise ArchiveInvalid("manifest.json", "it names no image.")
+    fits = [(entry, tags) for entry, tags in found.values() if not reference or reference in tags]
+    if len(fits) != 1:
+        names = tuple(sorted(tag for _, tags in found.values() for tag in tags))
+        raise AmbiguousImage(blobs.name, names or tuple(found), reference)
+    entry, tags = fits[0]
+    return entry, reference or (tags[0] if tags else "")
 
 
 def _archive(
     layers: list[tuple[str, Extent]], config: Mapping[str, Any], source: ContainerSource, name: str
 ) -> Archive:
     """Pair the layers with the hashes the configuration gives for them."""
-    diff_ids = _array(_object(config.get("rootfs"), name).get("diff_ids"), name)
+    platform = (config.get("os", "linux"), config.get("architecture", "amd64"))
+    if platform != ("linux", "amd64"):
+        shown = f"{platform[0]}/{platform[1]}"
+        raise ArchiveInvalid(name, f"the image is for {shown:.60}, cells are linux/amd64; export it for that platform.")
+    diff_ids = array_of(object_of(config.get("rootfs"), name).get("diff_ids"), name)
     if len(diff_ids) != len(layers) or len(layers) > MAX_LAYERS:
         raise ArchiveInvalid(
             name, f"it has {len(layers)} layers and {len(diff_ids)} hashes of layers; at most {MAX_LAYERS} pairs go."
         )
     pairs = zip(layers, diff_ids, strict=True)
     return Archive(
-        layers=tuple(Layer(name=part, packed=extent, diff_id=_hex(found, name)) for (part, extent), found in pairs),
+        layers=tuple(Layer(name=part, packed=extent, diff_id=hex_of(found, name)) for (part, extent), found in pairs),
         config=config,
         source=source,
     )
-
-
-def _choose(blobs: Blobs, index: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
-    """Return the descriptor of the one image manifest for linux/amd64 that `index` leads to."""
-    if depth >= MAX_NESTING:
-        raise ArchiveInvalid("index.json", "its indexes are nested too deeply.")
-    entries = [_object(entry, "index.json") for entry in _array(index.get("manifests"), "index.json")]
-    fits = [entry for entry in entries if _fits(entry)]
-    if len(fits) != 1:
-        raise ArchiveInvalid(
-            "index.json", f"it leads to {len(fits)} images for linux/amd64; export exactly one, for that platform."
-        )
-    if fits[0].get("mediaType") not in INDEX_TYPES:
-        return fits[0]
-    name, extent = _blob(blobs, fits[0], MAX_DOCUMENT)
-    chosen = _choose(blobs, _object(parse(extent, name), name), depth + 1)
-    annotations = {**_object(fits[0].get("annotations") or {}, name), **_object(chosen.get("annotations") or {}, name)}
-    return {**chosen, "annotations": annotations}
-
-
-def _fits(entry: Mapping[str, Any]) -> bool:
-    """Tell whether an entry of an index may be the image; attestations carry the platform unknown/unknown."""
-    if entry.get("mediaType") not in INDEX_TYPES | MANIFEST_TYPES:
-        return False
-    platform = entry.get("platform")
-    if not isinstance(platform, dict):
-        return platform is None
-    return (platform.get("os"), platform.get("architecture")) == ("linux", "amd64")
-
-
-def _blob(blobs: Blobs, descriptor: Mapping[str, Any], limit: int) -> tuple[str, Extent]:
-    """Return name and place of what a descriptor points at, its size and hash checked."""
-    name = f"blobs/sha256/{_hex(descriptor.get('digest'), 'descriptor')}"
-    extent = need(blobs, name, limit)
-    if extent.size != descriptor.get("size"):
-        raise ArchiveInvalid(name, f"it has {extent.size} bytes, its descriptor says {descriptor.get('size')!r:.40}.")
-    if hash_of(extent) != name.rpartition("/")[2]:
-        raise ArchiveInvalid(name, "its bytes do not have the hash that its name says; export the image again.")
-    return name, extent
-
-
-def _hex(digest: object, where: str) -> str:
-    match = _SHA256.fullmatch(digest) if isinstance(digest, str) else None
-    if match is None:
-        raise ArchiveInvalid(where, f"{digest!r:.100} is no sha256 digest.")
-    return match[1]
-
-
-def _object(value: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ArchiveInvalid(where, f"a JSON object was expected, not {value!r:.60}.")
-    return value
-
-
-def _array(value: object, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ArchiveInvalid(where, f"a JSON array was expected, not {value!r:.60}.")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise ArchiveInvalid(where, f"a text was expected, not {value!r:.60}.")
-    return value

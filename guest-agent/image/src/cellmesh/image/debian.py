@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from cellmesh.image.cache import BuildCache
 from cellmesh.image.errors import BuildFailed
 from cellmesh.image.manifest import Package
 from cellmesh.image.program import run
-from cellmesh.image.tarball import add_tar
+from cellmesh.image.tarball import add_tar, members
 from cellmesh.image.tree import Tree
 
 SUITE = "trixie"
@@ -58,5 +57,4 @@ def unpack(tree: Tree, cache: BuildCache, package: Package, spool: Path) -> None
     tar = spool / f"{package.name}.tar"
     with tar.open("wb") as out:
         run(["dpkg-deb", "--fsys-tarfile", path], package="dpkg", step="unpacking", stdout=out)
-    with tarfile.open(tar, "r:") as archive:
-        add_tar(tree, archive, tar)
+    add_tar(tree, members(tar, package.name), tar)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cellmesh.image.errors import ImageError
-from cellmesh.image.tree import Directory, Extent, File, Node, Symlink
+from cellmesh.image.tree import Directory, Dropped, Extent, File, Kept, Sparse, Symlink
 
 BLOCK = 4096
 SLOT = 32  # an inode's number is its place in units of this
@@ -36,7 +36,7 @@ class _Inode:
 
     __slots__ = ("block", "inline", "links", "names", "nid", "node", "parent", "size")
 
-    def __init__(self, node: Node, parent: _Inode | None) -> None:
+    def __init__(self, node: Kept, parent: _Inode | None) -> None:
         self.node = node
         self.parent = parent or self
         self.links = 0
@@ -76,7 +76,7 @@ def write_erofs(
                 _copy_out(inode, out, 0, inode.size - inode.inline)
                 if on_block is not None:
                     on_block(out.tell(), end)
-        out.write(bytes(end - out.tell()))
+        out.truncate(end)
     return Written(inodes=len(inodes), size=end)
 
 
@@ -91,6 +91,8 @@ def _number(root: Directory) -> list[_Inode]:
         assert isinstance(here.node, Directory)
         here.links = 2
         for name, node in sorted((os.fsencode(name), node) for name, node in here.node.children.items()):
+            if isinstance(node, Dropped):
+                continue
             inode = seen.get(id(node))
             if inode is None:
                 inode = seen[id(node)] = _Inode(node, here)
@@ -187,8 +189,21 @@ def _copy_out(inode: _Inode, out: BinaryIO, start: int, size: int) -> None:
         out.write(os.fsencode(node.target)[start : start + size])
     elif isinstance(node.content, bytes):
         out.write(node.content[start : start + size])
+    elif isinstance(node.content, Sparse):
+        _copy_sparse(node.content, out, start, size)
     else:
         _copy_extent(node.content, out, start, size)
+
+
+def _copy_sparse(content: Sparse, out: BinaryIO, start: int, size: int) -> None:
+    """Write the parts and go over what is between them, which leaves holes in the image's file too."""
+    base = out.tell() - start
+    for offset, part in content.parts:
+        first, last = max(start, offset), min(start + size, offset + part.size)
+        if first < last:
+            out.seek(base + first)
+            _copy_extent(part, out, first - offset, last - first)
+    out.seek(base + start + size)
 
 
 def _copy_extent(extent: Extent, out: BinaryIO, start: int, size: int) -> None:

@@ -54,6 +54,32 @@ class ArchiveInvalid(ImageError):
         super().__init__(f"{what!r:.200} cannot be imported: {why}")
 
 
+class ImageTooLarge(ImageError):
+    """A container archive holds more than an image may."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"The image has more than {limit} {what}; make it smaller, or split it.")
+        self.limit = limit
+
+
+class StoreFull(ImageError):
+    """The disk of the store has no room for what is imported or built."""
+
+    def __init__(self, root: Path, why: str) -> None:
+        super().__init__(f"The image store {root} has no room for it ({why}); free some space there and try again.")
+        self.root = root
+
+
+class AmbiguousImage(ImageError):
+    """An archive holds several images and none was chosen, or none has the name that was asked for."""
+
+    def __init__(self, archive: str, names: tuple[str, ...], wanted: str) -> None:
+        asked = f"none called {wanted!r:.100}" if wanted else "no choice was made between them"
+        listed = ", ".join(names)
+        super().__init__(f"{archive!r:.200} holds {len(names)} images, {asked}; choose one: {listed:.2000}")
+        self.names = names
+
+
 class CredentialInImage(ImageError):
     """A container image carries something that looks like a provider's key."""
 

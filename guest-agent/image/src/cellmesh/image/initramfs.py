@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cellmesh.image.errors import BuildFailed
-from cellmesh.image.tree import Directory, File, Node, Symlink, Tree, read, walk
+from cellmesh.image.tree import Directory, File, Kept, Symlink, Tree, read, walk
 
 # What a cell needs and the cloud kernel has not built in; what these need in turn is read from the modules.
 MODULES = ("virtio_blk", "erofs", "overlay", "vmw_vsock_virtio_transport", "virtio-rng")
@@ -71,7 +71,7 @@ def _cpio(root: Directory) -> Iterator[bytes]:
     yield from _member(0, "TRAILER!!!", None)
 
 
-def _member(number: int, path: str, node: Node | None) -> Iterator[bytes]:
+def _member(number: int, path: str, node: Kept | None) -> Iterator[bytes]:
     data, mode = b"", 0
     if isinstance(node, Directory):
         mode = stat.S_IFDIR | node.mode

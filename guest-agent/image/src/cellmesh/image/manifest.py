@@ -60,7 +60,7 @@ class ContainerConfig:
 class ContainerSource:
     """Where a container image was imported from; `digest` is of its manifest there."""
 
-    format: Literal["oci", "docker-archive"]
+    format: Literal["oci", "docker-archive", "dir"]
     digest: str
     reference: str
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
-import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from cellmesh.image.cache import sha256_of
+from cellmesh.image.claims import DRAFT, SPOOL, claimed
 from cellmesh.image.container import import_container
-from cellmesh.image.errors import ImageCorrupt, ImageError, ImageNotFound
+from cellmesh.image.errors import ImageCorrupt, ImageError, ImageNotFound, StoreFull
 from cellmesh.image.manifest import (
     MANIFEST,
     MAX_MANIFEST,
@@ -33,7 +33,7 @@ from cellmesh.image.progress import Progress, silent
 DEFAULT_GUEST = "default-guest"
 DIRECTORY_MODE = 0o755
 FILE_MODE = 0o644
-ABANDONED_SECONDS = 24 * 3600
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,34 +138,42 @@ class ImageStore:
         Path(out.name).replace(self.root / DEFAULT_GUEST)
         _sync_directory(self.root)
 
-    def import_container(self, path: Path, *, progress: Progress = silent) -> str:
-        """Import an OCI layout (directory or tar) or a `docker save` archive; return the digest.
+    def import_container(self, path: Path, *, reference: str = "", progress: Progress = silent) -> str:
+        """Import an OCI layout, what `docker save` or skopeo's `dir:` writes, or a pipe with one; return the digest.
 
-        Raises ArchiveInvalid, CredentialInImage or InvalidImagePath; the store is then as it was.
+        `-` is standard input; `reference` names one of several images. Raises ArchiveInvalid, AmbiguousImage,
+        CredentialInImage, InvalidImagePath, ImageTooLarge or StoreFull; the store is then as it was.
         """
-        return import_container(self, path, progress=progress)
+        return import_container(self, path, reference=reference, progress=progress)
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
-        """Give a directory to write an image's files in; it is gone afterwards unless it was published."""
-        if not self.root.is_dir():
-            self.root.mkdir(parents=True, exist_ok=True)
-            # Whatever our umask: VMs read here under uids of their own.
-            self.root.chmod(DIRECTORY_MODE)
-        self._sweep()
-        work = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.root))
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        """Give a directory to write an image's files in; it is gone afterwards unless it was published.
 
-    def _sweep(self) -> None:
-        """Remove what imports and builds left that were killed: nothing alive works on one for this long."""
-        oldest = time.time() - ABANDONED_SECONDS
-        for pattern in (".draft-*", ".spool-*"):
-            for path in self.root.glob(pattern):
-                if _is_older(path, oldest):
-                    shutil.rmtree(path, ignore_errors=True)
+        Raises StoreFull if the disk has no room for what is written there, or in `spool`.
+        """
+        with self._explained():
+            if not self.root.is_dir():
+                self.root.mkdir(parents=True, exist_ok=True)
+                # Whatever our umask: VMs read here under uids of their own.
+                self.root.chmod(DIRECTORY_MODE)
+            with claimed(self.root, DRAFT) as work:
+                yield work
+
+    @contextmanager
+    def spool(self) -> Iterator[Path]:
+        """Give a directory for what an import unpacks; it is gone afterwards. To be used inside `draft`."""
+        with claimed(self.root, SPOOL) as work:
+            yield work
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno is not None and error.errno in FULL:
+                raise StoreFull(self.root, os.strerror(error.errno)) from error
+            raise
 
     def publish(self, draft: Path, manifest: bytes) -> str:
         """Make a draft an image: all of it is on disk before its name appears; an image that is there already stays."""
@@ -184,13 +192,6 @@ class ImageStore:
                 raise
         _sync_directory(self.root)
         return digest
-
-
-def _is_older(path: Path, oldest: float) -> bool:
-    try:
-        return path.lstat().st_mtime < oldest
-    except FileNotFoundError:
-        return False  # its owner has just finished
 
 
 def _drift(directory: Path, file: StoredFile) -> Iterator[Drift]:

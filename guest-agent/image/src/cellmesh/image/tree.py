@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cellmesh.image.errors import InvalidImagePath
+from cellmesh.image.errors import ImageTooLarge, InvalidImagePath
+from cellmesh.image.limits import MAX_DEPTH, MAX_ENTRIES, MAX_STEPS, MAX_TEXT
 
 MAX_LINKS = 40  # as the kernel's MAXSYMLINKS
 MAX_NAME = 255
 MAX_TARGET = 4095
-MAX_DEPTH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,15 @@ class Extent:
     size: int
 
 
-Content = bytes | Extent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sparse:
+    """The content of a file of `size` bytes that is zero but for its parts, each with its offset, in order."""
+
+    size: int
+    parts: tuple[tuple[int, Extent], ...]
+
+
+Content = bytes | Extent | Sparse
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -44,7 +52,7 @@ class File:
     @property
     def size(self) -> int:
         """Return the length in bytes."""
-        return self.content.size if isinstance(self.content, Extent) else len(self.content)
+        return len(self.content) if isinstance(self.content, bytes) else self.content.size
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -59,16 +67,56 @@ class Symlink:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Directory:
-    """A directory and what lies in it."""
+    """A directory and what lies in it.
+
+    In the tree of one layer it also has what the layer hides of those below: all (`opaque`) or some names (`hidden`).
+    An `implied` one has no entry of its own, it only lies on the way to another.
+    """
 
     mode: int = 0o755
     uid: int = 0
     gid: int = 0
     mtime: int | None = None
     children: dict[str, Node] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    opaque: bool = False
+    implied: bool = False
+
+    def adopt(self, other: Directory) -> None:
+        """Take over mode, owner and time of `other`, not what lies in it."""
+        self.mode, self.uid, self.gid, self.mtime = other.mode, other.uid, other.gid, other.mtime
+        self.implied = False
 
 
-Node = File | Symlink | Directory
+@dataclass(slots=True, kw_only=True, eq=False)
+class Dropped:
+    """A device, FIFO or socket of a layer: it is not kept, but hides what lies at its place in a lower layer."""
+
+
+Kept = File | Symlink | Directory
+Node = Kept | Dropped
+
+
+@dataclass(slots=True)
+class Census:
+    """What trees hold so far, bounded: nodes, bytes of names and targets, and names looked up."""
+
+    entries: int = 0
+    text: int = 0
+    steps: int = 0
+
+    def count(self, *, entries: int = 0, text: int = 0, steps: int = 0) -> None:
+        """Add to the numbers; raises ImageTooLarge."""
+        self.entries += entries
+        self.text += text
+        self.steps += steps
+        for found, limit, what in (
+            (self.entries, MAX_ENTRIES, "entries"),
+            (self.text, MAX_TEXT, "bytes of names and links"),
+            (self.steps, MAX_STEPS, "names to look up"),
+        ):
+            if found > limit:
+                raise ImageTooLarge(what, limit)
 
 
 def split(path: str) -> list[str]:
@@ -85,8 +133,9 @@ def split(path: str) -> list[str]:
 class Tree:
     """A root directory, with lookups that follow links the way the kernel would below a chroot."""
 
-    def __init__(self) -> None:
-        self.root = Directory()
+    def __init__(self, *, census: Census | None = None) -> None:
+        self.root = Directory(implied=True)
+        self.census = census or Census()
 
     def directory(self, path: str, *, create: bool = True) -> Directory | None:
         """Return the directory at `path`, following links inside the root; makes missing ones if `create`."""
@@ -95,6 +144,7 @@ class Tree:
         links = 0
         while pending:
             part = pending.pop()
+            self.census.count(steps=1)
             if part == "..":
                 del stack[max(1, len(stack) - 1) :]
                 continue
@@ -102,7 +152,8 @@ class Tree:
             if node is None:
                 if not create:
                     return None
-                node = stack[-1].children[part] = Directory()
+                self.census.count(entries=1, text=len(part))
+                node = stack[-1].children[part] = Directory(implied=True)
             if isinstance(node, Symlink):
                 links += 1
                 if links > MAX_LINKS:
@@ -131,14 +182,16 @@ class Tree:
         parts = split(path)
         if not parts:
             if isinstance(node, Directory):
-                _adopt(self.root, node)
+                self.root.adopt(node)
                 return
             raise InvalidImagePath(path, "the root must be a directory")
         parent = self.directory("/".join(parts[:-1]))
         assert parent is not None
+        target = len(node.target) if isinstance(node, Symlink) else 0
+        self.census.count(entries=1, text=len(parts[-1]) + target)
         there = parent.children.get(parts[-1])
         if isinstance(there, Directory) and isinstance(node, Directory) and not node.children:
-            _adopt(there, node)
+            there.adopt(node)
         else:
             parent.children[parts[-1]] = node
 
@@ -150,17 +203,18 @@ class Tree:
             parent.children.pop(parts[-1], None)
 
 
-def _adopt(there: Directory, node: Directory) -> None:
-    there.mode, there.uid, there.gid, there.mtime = node.mode, node.uid, node.gid, node.mtime
-
-
-def walk(directory: Directory, prefix: str = "") -> Iterator[tuple[str, Node]]:
+def walk(directory: Directory, prefix: str = "") -> Iterator[tuple[str, Kept]]:
     """Yield every path below `directory` and its node, parents first, in byte order of names."""
-    for name in sorted(directory.children, key=os.fsencode):
-        node = directory.children[name]
-        yield prefix + name, node
+    pending: list[tuple[str, Kept]] = [(prefix, directory)]
+    while pending:
+        path, node = pending.pop()
+        if node is not directory:
+            yield path, node
         if isinstance(node, Directory):
-            yield from walk(node, f"{prefix}{name}/")
+            start = path if node is directory else f"{path}/"
+            names = sorted(node.children, key=os.fsencode, reverse=True)
+            children = ((start + name, node.children[name]) for name in names)
+            pending.extend((below, child) for below, child in children if not isinstance(child, Dropped))
 
 
 def prune(directory: Directory, unwanted: Callable[[str], bool]) -> None:
@@ -176,6 +230,11 @@ def read(content: Content) -> bytes:
     """Return the bytes of a file's content."""
     if isinstance(content, bytes):
         return content
+    if isinstance(content, Sparse):
+        whole = bytearray(content.size)
+        for offset, part in content.parts:
+            whole[offset : offset + part.size] = read(part)
+        return bytes(whole)
     with content.path.open("rb") as source:
         source.seek(content.offset)
         return source.read(content.size)
