@@ -25,7 +25,8 @@ from cellmesh.hypervisor.vmm.rest import RestClient
 from support.node import Node
 from support.raw_calls import channel
 
-_CREATE_MILLISECONDS = 25.0
+# Measured: 4.3 to 4.7 on three machines.
+_CREATE_RATIO = 8.0
 _VMS = 50
 _KIB_PER_VM = 300.0
 _PING = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nContent-Length: 0\r\n\r\n"
@@ -61,7 +62,7 @@ def it(runner: asyncio.Runner) -> Iterator[Node]:
 
 
 def test_create_vm_rpc(it: Node, runner: asyncio.Runner, interleave: Interleave, record: Record) -> None:
-    """Prove that a VM is accepted, durably, within 25 ms."""
+    """Prove that accepting a VM durably costs at most eight health checks."""
     created: list[vm_pb2.Vm] = []
 
     async def create() -> None:
@@ -93,7 +94,7 @@ def test_create_vm_rpc(it: Node, runner: asyncio.Runner, interleave: Interleave,
         [1000 * sample for sample in samples],
         floors=[1000 * floor for floor in floors],
         unit="ms",
-        max_value=_CREATE_MILLISECONDS,
+        max_ratio=_CREATE_RATIO,
         emulated=False,
         note="CreateVm until its answer, on the simulator; floor: health Check of the same server",
     )

@@ -20,12 +20,14 @@ from support.traffic import visit
 
 _SWITCHES = 200
 _IN_A_ROW = 10
-_SWITCH_MILLISECONDS = 5.0
-_SWITCH_MILLISECONDS_P95 = 15.0
+# Measured on five machines, quiet and busy: 4.8 to 6.2.
+_SWITCH_RATIO = 7.0
+_SWITCH_P95_RATIO = 10.0
 _CLUSTER = f"{ALICE}/live"
 _CELLS = 500
 _SWITCHES_AMONG_MANY = 50
-_AMONG_MANY_MILLISECONDS = 20.0
+# Measured: 1.0 to 1.6.
+_AMONG_MANY_RATIO = 2.5
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def bare(runner: asyncio.Runner) -> Iterator[EdgeUnderTest]:
 
 
 def test_route_switch(edge: Edge, bare: EdgeUnderTest, runner: asyncio.Runner, record: Record) -> None:
-    """Prove that a switch, until a client is answered by the other container only, takes 5 ms, seldom 15."""
+    """Prove that a switch, until the other container answers, costs at most 7 bare changes of an endpoint."""
     switching, telling = runner.run(Switching.begin(edge)), runner.run(Telling.begin(bare))
     samples, floors = runner.run(_by_turns(switching, telling.tell, rounds=_SWITCHES))
     record(
@@ -67,8 +69,8 @@ def test_route_switch(edge: Edge, bare: EdgeUnderTest, runner: asyncio.Runner, r
         samples,
         floors=floors,
         unit="ms",
-        max_value=_SWITCH_MILLISECONDS,
-        max_p95=_SWITCH_MILLISECONDS_P95,
+        max_ratio=_SWITCH_RATIO,
+        max_p95_ratio=_SWITCH_P95_RATIO,
         emulated=False,
         note="SwitchRoute until its answer, from when on a kept connection is answered by the other container; "
         "floor: an Envoy told of another endpoint until its workers have it, with nothing stored",
@@ -76,7 +78,7 @@ def test_route_switch(edge: Edge, bare: EdgeUnderTest, runner: asyncio.Runner, r
 
 
 def test_route_switch_among_many(edge: Edge, crowded: Edge, runner: asyncio.Runner, record: Record) -> None:
-    """Prove that a switch takes at most 20 ms where the edge leads to 500 cells."""
+    """Prove that a switch costs at most 2.5 times as much on a node with 500 cells."""
     alone, among = runner.run(Switching.begin(edge)), runner.run(Switching.begin(crowded))
     samples, floors = runner.run(_by_turns(among, alone.switch, rounds=_SWITCHES_AMONG_MANY))
     runner.run(alone.end())
@@ -85,7 +87,7 @@ def test_route_switch_among_many(edge: Edge, crowded: Edge, runner: asyncio.Runn
         samples,
         floors=floors,
         unit="ms",
-        max_value=_AMONG_MANY_MILLISECONDS,
+        max_ratio=_AMONG_MANY_RATIO,
         emulated=False,
         note="route_switch on a node with 500 cells, all but one of them stopped; floor: on a node with that one",
     )
