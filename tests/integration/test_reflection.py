@@ -52,7 +52,8 @@ SERVICES = {
         "ActivateRoute",
     },
 }
-STANDARD = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "grpc.channelz.v1.Channelz"}
+REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+STANDARD = {"grpc.health.v1.Health", *REFLECTION, "grpc.channelz.v1.Channelz"}
 # For all of its calls together, each of which has less.
 _SECONDS = 120.0
 SCRIPT = Path(reflection_client.__file__)
@@ -156,22 +157,50 @@ async def test_a_client_without_stubs_calls_the_standard_services_and_reads_erro
             told = await ask(
                 it,
                 call("grpc.health.v1.Health/Check", {"service": f"{OURS}.VmService"}),
-                call("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", {"listServices": "*"}),
+                *(call(f"{version}/ServerReflectionInfo", {"listServices": "*"}) for version in REFLECTION),
                 call("grpc.channelz.v1.Channelz/GetServers"),
                 call(f"{OURS}.VmService/GetVm", {"vmId": "not an id"}),
                 call(f"{OURS}.ContainerService/Exec", {"input": {"open": open_}}),
                 call(f"{OURS}.ContainerService/StreamLogs", nobody),
             )
     assert set(told["services"]) == STANDARD | set(SERVICES)
-    healthy, reflected, channelz, *refused = told["calls"]
+    healthy, version_1, version_1_alpha, channelz, *refused = told["calls"]
     assert healthy["answers"] == [{"status": "SERVING"}]
-    assert len(reflected["answers"][0]["listServicesResponse"]["service"]) == len(told["services"])
+    for reflected in (version_1, version_1_alpha):
+        assert len(reflected["answers"][0]["listServicesResponse"]["service"]) == len(told["services"])
     assert channelz["answers"][0]["server"]
     assert [(each["code"], each["reason"]) for each in refused] == [
         ("INVALID_ARGUMENT", "INVALID_REQUEST"),
         ("NOT_FOUND", "VM_NOT_FOUND"),
         ("NOT_FOUND", "VM_NOT_FOUND"),
     ]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("version", REFLECTION)
+async def test_every_kind_of_symbol_can_be_described(version: str) -> None:
+    """A method, a field, a oneof and an enum value lead to their file, as `grpcurl describe` asks."""
+    found = {
+        f"{OURS}.VmService.CreateVm": True,
+        f"{OURS}.CreateVmRequest.user_id": True,
+        "cellmesh.api.common.v1.ExecInput.frame": True,
+        f"{OURS}.VmState.VM_STATE_RUNNING": True,
+        f"{OURS}.VM_STATE_RUNNING": True,
+        f"{OURS}.VmService.NoSuchMethod": False,
+        f"{OURS}.NoSuchService.CreateVm": False,
+        OURS: False,
+        "": False,
+    }
+    with short_directory() as directory:
+        hollow_guest(directory / "state" / "images")
+        async with Hub(directory / "hub") as hub, node(directory, hub.binary) as it:
+            told = await ask(
+                it,
+                *(call(f"{version}/ServerReflectionInfo", {"fileContainingSymbol": symbol}) for symbol in found),
+            )
+    answers = [each["answers"][0] for each in told["calls"]]
+    assert {symbol: "fileDescriptorResponse" in answer for symbol, answer in zip(found, answers, strict=True)} == found
+    assert all("errorResponse" in answer for answer in answers[-4:])
 
 
 @pytest.mark.asyncio

@@ -204,11 +204,11 @@ def _operator(_: grpc.aio.ServicerContext[Any, Any]) -> Caller:
 def _add_operator_services(server: grpc.aio.Server, names: Sequence[str]) -> None:
     """Add what only an operator may see; imported here, as no other listener needs it."""
     from grpc_channelz.v1 import channelz
-    from grpc_reflection.v1alpha import reflection
+
+    from cellmesh.mesh.reflection import add_reflection
 
     channelz.add_channelz_servicer(server)  # type: ignore[arg-type]  # the stub knows blocking servers only
-    standard = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "grpc.channelz.v1.Channelz")
-    reflection.enable_server_reflection((*names, *standard), server)
+    add_reflection(server, (*names, "grpc.health.v1.Health", "grpc.channelz.v1.Channelz"))
 
 
 def _check(services: Sequence[Register]) -> tuple[str, ...]:
