@@ -1,7 +1,7 @@
 """Server reflection in both versions that clients speak, with every symbol a client may describe.
 
-grpcio-reflection serves `grpc.reflection.v1alpha` only, and finds files by messages, enums and services but not by their
-methods, fields and values. The messages of `grpc.reflection.v1` are the same on the wire.
+grpcio-reflection serves `grpc.reflection.v1alpha` only, and finds files by messages, enums and services but not by
+their methods, fields and values. The messages of `grpc.reflection.v1` are the same on the wire.
 """
 
 from __future__ import annotations
