@@ -10,8 +10,8 @@ SOURCES := mesh hypervisor guest-agent cli tools tests examples hatch_build.py
 
 # What the host must have; `cellmesh doctor` says what each is for.
 PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd gcc libc6-dev
-# What only the tests need: a real browser.
-TEST_PACKAGES := chromium-headless-shell
+# What only the tests need: a real browser, and the tools that people make images with.
+TEST_PACKAGES := chromium-headless-shell buildah skopeo umoci
 
 # Install those of some Debian packages that are missing.
 define install
