@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-# protoc and buf are found here; sudo forgets it, so it is given again where root is needed.
+# protoc and buf are found here; sudo forgets it and where the caches are, so both are given again where root is needed.
 export PATH := $(BIN):$(PATH)
-AS_ROOT := $(SUDO) env PATH="$(PATH)"
+AS_ROOT := $(SUDO) env PATH="$(PATH)"$(if $(XDG_CACHE_HOME), XDG_CACHE_HOME="$(XDG_CACHE_HOME)")
 SOURCES := mesh hypervisor guest-agent cli tools tests examples hatch_build.py
 
 # What the host must have; `cellmesh doctor` says what each is for.

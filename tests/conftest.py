@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -15,6 +16,7 @@ from cellmesh.image import ContainerImage, GuestImage
 from support import images, leftovers
 
 BEFORE = pytest.StashKey[leftovers.Snapshot]()
+ROOT = pytest.StashKey[Path]()
 LEFT = pytest.StashKey[dict[str, set[str]]]()
 # Files are handed to the workers in this order; the longest come first, so that no worker ends long after the other.
 LONGEST_FIRST = (
@@ -48,8 +50,9 @@ structlog.configure(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Remember the machine as it was before the first test."""
+    """Set this run apart from others on the machine, and remember the machine as it was before the first test."""
     if not _is_worker(config):
+        config.stash[ROOT] = leftovers.begin_run()
         config.stash[BEFORE] = leftovers.take()
 
 
@@ -83,6 +86,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     while (left := leftovers.take().since(session.config.stash[BEFORE])) and time.monotonic() < deadline:
         time.sleep(0.1)
     session.config.stash[LEFT] = left
+    shutil.rmtree(session.config.stash[ROOT], ignore_errors=True)
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

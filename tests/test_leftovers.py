@@ -81,3 +81,22 @@ def test_a_run_that_leaves_a_process_fails(tmp_path: Path) -> None:
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
     assert "1 passed" in run.stdout
     assert "processes left behind" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "foreign"),
+    [
+        ("/tmp/ct1/cm-x/run/operator.sock", b"", True),
+        ("cloud-hypervisor --api-socket /tmp/ct1/cm-x/api.sock", b"", True),
+        ("cloud-hypervisor", b"A=1\0CELLMESH_TEST_RUN=1\0B=2", True),
+        ("/tmp/ct{ours}/cm-x/run/operator.sock", b"", False),
+        ("cloud-hypervisor", b"CELLMESH_TEST_RUN={ours}", False),
+        ("cloud-hypervisor --api-socket /elsewhere/api.sock", b"", False),
+        ("/tmp/other/stray.sock", b"NOT_CELLMESH_TEST_RUN=1", False),
+    ],
+)
+def test_only_what_certainly_belongs_to_another_run_is_left_out(text: str, environment: bytes, foreign: bool) -> None:
+    """Two checkouts may run their tests side by side; what names neither run counts as left behind."""
+    ours = os.environ[leftovers.RUN]
+    text, environment = text.format(ours=ours), environment.replace(b"{ours}", ours.encode())
+    assert leftovers.is_of_another_run(text, environment) == foreign

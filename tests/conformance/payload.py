@@ -15,6 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellmesh.image.cache import BuildCache, default_cache
+
 _SOURCE = Path(__file__).parent / "guest" / "init.c"
 _MODULES = ("virtio_blk", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport", "button", "evdev")
 _COMPILE = ("gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror")
@@ -42,13 +44,10 @@ def payload() -> Payload:
     if given:
         return _at(Path(given))
     key = hashlib.sha256(_SOURCE.read_bytes() + repr((_MODULES, _COMPILE, _FETCH)).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cellmesh" / f"conformance-{key}"
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=cache.parent, prefix=".conformance-"))
-        _build(fresh)
-        fresh.rename(cache)
-    return _at(cache)
+    with BuildCache(default_cache()).prepared("conformance", key) as (directory, ready):
+        if not ready:
+            _build(directory)
+    return _at(default_cache() / "conformance" / key)
 
 
 def _at(directory: Path) -> Payload:

@@ -124,7 +124,7 @@ async def running_edge(
 
     `change` sets other options; `spoil` takes hardening away, for tests of the tests.
     """
-    directory = Path(tempfile.mkdtemp(prefix="edge.", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="edge."))
     options = change(
         EdgeOptions(
             directory=directory,

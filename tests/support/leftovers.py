@@ -1,8 +1,14 @@
-"""What a test run may leave on the machine: nothing. Used by the last test of the suite."""
+"""What a test run may leave on the machine: nothing. Used at the end of each run.
+
+Several runs may share a machine, such as two checkouts. Each has a number, which its processes have in their
+environment, and a directory for temporary files with that number in its name.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +23,29 @@ OURS = (
     "/envoy -c",
 )
 """Words in the command line of every process this project starts."""
+
+
+RUN = "CELLMESH_TEST_RUN"
+"""Names the variable with the number of the test run that a process belongs to."""
+_ROOT = re.compile(r"/tmp/ct(\d+)(?:/|$|\s)")  # short: the paths of unix sockets below it have 107 bytes
+
+
+def begin_run() -> Path:
+    """Give this run its number and its directory for temporary files, to all processes that it starts; return that."""
+    os.environ[RUN] = str(os.getpid())
+    root = Path(f"/tmp/ct{os.getpid()}")
+    root.mkdir(exist_ok=True)
+    root.chmod(0o755)  # the uids of VMs pass through it
+    os.environ["TMPDIR"] = tempfile.tempdir = str(root)
+    return root
+
+
+def is_of_another_run(text: str, environment: bytes = b"") -> bool:
+    """Tell whether a path, or a command line with its environment, is certainly that of another test run."""
+    ours = os.environ.get(RUN)
+    numbers = {*_ROOT.findall(text)}
+    numbers |= {value.decode() for value in re.findall(rb"(?:^|\0)CELLMESH_TEST_RUN=(\d+)(?:\0|$)", environment)}
+    return ours is not None and bool(numbers) and ours not in numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +68,14 @@ def take() -> Snapshot:
     """Read the machine's present state from /proc."""
     return Snapshot(
         processes=frozenset(_processes()),
-        mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+        mounts=frozenset(_mounts()),
         sockets=frozenset(_sockets()),
         namespaces=frozenset(path.name for path in Path("/run/netns").glob("*")),
     )
 
 
 def _processes() -> list[str]:
-    """List processes of ours that are not ancestors of this one: `make test` names cellmesh in its own path."""
+    """List processes of this run that are not ancestors of this one: `make test` names cellmesh in its own path."""
     found = []
     ancestors = _ancestors()
     for entry in Path("/proc").iterdir():
@@ -54,9 +83,10 @@ def _processes() -> list[str]:
             continue
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            environment = (entry / "environ").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if any(word in command for word in OURS):
+        if any(word in command for word in OURS) and not is_of_another_run(command, environment):
             found.append(f"{entry.name} {command}")
     return found
 
@@ -69,6 +99,12 @@ def _ancestors() -> set[int]:
     return pids
 
 
+def _mounts() -> list[str]:
+    places = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [place for place in places if not is_of_another_run(place)]
+
+
 def _sockets() -> list[str]:
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
-    return [fields[7] for line in lines if len(fields := line.split()) > 7 and fields[7].startswith("/")]
+    paths = [fields[7] for line in lines if len(fields := line.split()) > 7 and fields[7].startswith("/")]
+    return [path for path in paths if not is_of_another_run(path)]

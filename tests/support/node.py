@@ -49,7 +49,7 @@ _ROOM = 1 << 40
 @contextmanager
 def short_directory() -> Iterator[Path]:
     """Yield a directory that every uid may enter, with a path short enough for the sockets below it."""
-    path = Path(tempfile.mkdtemp(prefix="cm-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="cm-"))
     path.chmod(0o755)
     try:
         yield path

@@ -13,8 +13,11 @@ here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 umask 022
 key=$( (cd "$here/.." && cat chv53/*.py emulator/*.py; echo "$accelerator") | sha256sum | cut -c1-16)
 target=$1/emulator-$key
+mkdir -p "$1"
+exec 9<"$1"
+flock 9 # one installer at a time; the kernel drops the lock of one that is killed
 if [ ! -x "$target/cloud-hypervisor" ]; then
-    mkdir -p "$1"
+    rm -rf "$1"/.emulator-* # of installers that were killed
     fresh=$(mktemp -d "$1/.emulator-XXXXXX")
     mkdir "$fresh/chv53" "$fresh/emulator"
     cp "$here"/../chv53/*.py "$fresh/chv53/"
@@ -31,6 +34,6 @@ main()
 PROGRAM
     chmod -R u=rwX,go=rX "$fresh"
     chmod 755 "$fresh/cloud-hypervisor"
-    mv -T "$fresh" "$target" 2>/dev/null || rm -rf "$fresh" # another installer may have been quicker
+    mv -T "$fresh" "$target"
 fi
 echo "$target/cloud-hypervisor"

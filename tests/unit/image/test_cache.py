@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from cellmesh.image import BuildFailed, Package, ToolMissing
+from cellmesh.image import BuildFailed, Package, ToolMissing, claims
 from cellmesh.image.cache import BuildCache, default_cache
 from cellmesh.image.lock import Lock
 from cellmesh.image.program import run
@@ -78,3 +80,60 @@ def test_a_missing_program_names_its_package() -> None:
     """The error says what to install."""
     with pytest.raises(ToolMissing, match="install the package mmdebstrap"):
         run(["no-such-program-here"], package="mmdebstrap", step="a step")
+
+
+BUILDER = """
+import os, sys, time
+from pathlib import Path
+from cellmesh.image.cache import BuildCache
+with BuildCache(Path(sys.argv[1])).prepared("kind", "key") as (path, ready):
+    if not ready:
+        (path / "half").write_bytes(b"")
+        print("building", flush=True)
+        if sys.argv[2] == "hang":
+            time.sleep(600)
+        (path / "half").rename(path / "whole")
+"""
+
+
+def build(cache: BuildCache, how: str = "") -> subprocess.Popen[bytes]:
+    """Start a builder in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", BUILDER, cache.root, how], stdout=subprocess.PIPE)
+
+
+def test_processes_that_need_the_same_thing_build_it_once(cache: BuildCache) -> None:
+    """Eight processes find nothing at the same time: one builds, and each ends well."""
+    builders = [build(cache) for _ in range(8)]
+    said = [builder.communicate()[0] for builder in builders]
+    assert [builder.returncode for builder in builders] == [0] * 8
+    assert sorted(said) == [b""] * 7 + [b"building\n"]
+    assert [path.name for path in (cache.root / "kind" / "key").iterdir()] == ["whole"]
+
+
+def test_a_killed_builder_leaves_nothing_to_the_next(cache: BuildCache) -> None:
+    """What it began is not taken for finished, its lock is free, and its scratch directory is removed."""
+    with build(cache, "hang") as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == b"building\n"
+        killed.kill()
+    assert list(cache.root.glob(".work-*")) != []
+    with build(cache) as builder:
+        assert builder.communicate()[0] == b"building\n"
+    assert builder.returncode == 0
+    assert list(cache.root.glob(".work-*")) == []
+
+
+def test_without_the_lock_builders_disturb_each_other(cache: BuildCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: where no lock is taken, the second of two builders can't publish and fails."""
+    monkeypatch.setattr(claims.fcntl, "flock", lambda *_: None)
+
+    def fill_twice() -> None:
+        with cache.prepared("kind", "key") as (path, ready):
+            assert not ready
+            (path / "whole").write_bytes(b"")
+            with BuildCache(cache.root).prepared("kind", "key") as (other, other_ready):
+                assert not other_ready
+                (other / "whole").write_bytes(b"")
+
+    with pytest.raises(FileNotFoundError, match="new"):
+        fill_twice()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cellmesh.image.claims import SCRATCH, claimed, locked
 
 
 def default_cache() -> Path:
@@ -54,22 +55,30 @@ class BuildCache:
     def scratch(self) -> Iterator[Path]:
         """Give a directory that is gone afterwards, on the same file system as the cache."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".work-", dir=self.root) as name:
-            yield Path(name)
+        with claimed(self.root, SCRATCH) as work:
+            yield work
+
+    @contextmanager
+    def exclusive(self, kind: str, key: str) -> Iterator[Path]:
+        """Give where `key` of `kind` is or would be, to one builder at a time, whatever process or thread it is in."""
+        path = self.file(kind, key)
+        lock = path.with_name(f".{key}.lock")
+        lock.mkdir(exist_ok=True)
+        with locked(lock):
+            yield path
 
     @contextmanager
     def prepared(self, kind: str, key: str) -> Iterator[tuple[Path, bool]]:
-        """Give a directory and whether it is already filled; fill it if not, and it is published on leaving."""
-        target = self.file(kind, key)
-        if target.is_dir():
-            yield target, True
-            return
-        with self.scratch() as work:
-            fresh = work / "new"
-            fresh.mkdir()
-            yield fresh, False
-            try:
+        """Give a directory and whether it is already filled; fill it if not, and it is published on leaving.
+
+        Builders of the same key wait for the first one. What a killed builder began is never published.
+        """
+        with self.exclusive(kind, key) as target:
+            if target.is_dir():
+                yield target, True
+                return
+            with self.scratch() as work:
+                fresh = work / "new"
+                fresh.mkdir()
+                yield fresh, False
                 fresh.rename(target)
-            except OSError:
-                if not target.is_dir():  # another build was quicker with the same content
-                    raise

@@ -1,4 +1,4 @@
-"""Directories for unfinished work in an image store: locked while its process lives, removed once it died."""
+"""Directories for unfinished work: locked while their process lives, removed once it died. Locks between processes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 DRAFT = ".draft-"
 SPOOL = ".spool-"
+SCRATCH = ".work-"
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def claimed(root: Path, prefix: str) -> Iterator[Path]:
 
     The kernel drops the lock of a process that dies, however it dies.
     """
-    with _locked(root):  # so that a new directory is never seen without its lock
+    with locked(root):  # so that a new directory is never seen without its lock
         _sweep(root)
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
@@ -33,14 +34,15 @@ def claimed(root: Path, prefix: str) -> Iterator[Path]:
 
 
 def _sweep(root: Path) -> None:
-    for prefix in (DRAFT, SPOOL):
+    for prefix in (DRAFT, SPOOL, SCRATCH):
         for path in root.glob(f"{prefix}*"):
-            with suppress(OSError), _locked(path, wait=False):  # its owner has just finished, or is alive
+            with suppress(OSError), locked(path, wait=False):  # its owner has just finished, or is alive
                 shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
-def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a directory against other processes and threads; raises BlockingIOError rather than wait."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,18 +35,18 @@ class Lock:
             return tuple(given)
         pins = wheels.installed(self._wheel_names)
         wanted = {"suite": debian.SUITE, "debian": [*self._deb_names], "wheels": pins}
-        path = self._cache.file("locks", hashlib.sha256(canonical(wanted)).hexdigest())
-        if path.is_file() and not refresh:
-            found = tuple(Package(**package) for package in json.loads(path.read_bytes())["packages"])
-            self._fetch(found)
+        with self._cache.exclusive("locks", hashlib.sha256(canonical(wanted)).hexdigest()) as path:
+            if path.is_file() and not refresh:
+                found = tuple(Package(**package) for package in json.loads(path.read_bytes())["packages"])
+                self._fetch(found)
+                return found
+            found = debian.resolve(self._cache, self._deb_names, self._is_used)
+            if pins:
+                found += wheels.resolve(self._cache, pins)
+            partial = path.with_name(f".{path.name}.new")
+            partial.write_bytes(canonical({"packages": [asdict(package) for package in found]}))
+            partial.replace(path)
             return found
-        found = debian.resolve(self._cache, self._deb_names, self._is_used)
-        if pins:
-            found += wheels.resolve(self._cache, pins)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(canonical({"packages": [asdict(package) for package in found]}))
-        partial.replace(path)
-        return found
 
     def _fetch(self, packages: Sequence[Package]) -> None:
         """Download what the cache lacks, by exact version."""
