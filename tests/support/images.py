@@ -47,6 +47,12 @@ def root_image() -> ContainerImage:
         return store.container(store.import_container(oci.run_as(layouts / "live", "0:0")))
 
 
+def example_with(store: ImageStore, **settings: object) -> str:
+    """Import the example `live` with other settings into a store; return its digest."""
+    with _layouts() as layouts:
+        return store.import_container(oci.configure(layouts / "live", **settings))
+
+
 @contextmanager
 def _layouts() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cellmesh-examples-") as name:

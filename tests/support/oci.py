@@ -94,11 +94,16 @@ def docker_archive(target: Path, layers: Sequence[bytes], settings: Mapping[str,
 
 def run_as(target: Path, user: str) -> Path:
     """Change whom the one image of a layout runs as."""
+    return configure(target, User=user)
+
+
+def configure(target: Path, **settings: object) -> Path:
+    """Change settings of the one image of a layout."""
     blobs = target / "blobs/sha256"
     (image,) = json.loads((target / "index.json").read_bytes())["manifests"]
     manifest = _load(blobs, image["digest"])
     config = _load(blobs, manifest["config"]["digest"])
-    config["config"]["User"] = user
+    config["config"].update(settings)
     manifest["config"] = keep_blob(blobs, json.dumps(config).encode(), manifest["config"]["mediaType"])
     write_index(target, [{**image, **keep_blob(blobs, json.dumps(manifest).encode(), image["mediaType"])}])
     return target

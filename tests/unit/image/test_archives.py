@@ -231,6 +231,14 @@ def test_a_layer_that_is_no_tar_is_named(store: ImageStore, layout: Layout) -> N
         store.import_container(path)
 
 
+def test_a_manifest_of_docker_schema_1_is_named(store: ImageStore, tmp_path: Path) -> None:
+    """What skopeo's `dir:` keeps of very old registries has no configuration; the error says how to convert it."""
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir/manifest.json").write_text('{"schemaVersion": 1, "fsLayers": []}')
+    with pytest.raises(ArchiveInvalid, match="skopeo copy --format oci"):
+        store.import_container(tmp_path / "dir")
+
+
 @pytest.mark.parametrize("form", ["gnu", "pax0.0", "pax0.1", "pax1.0"])
 def test_sparse_files_of_gnu_tar(store: ImageStore, tmp_path: Path, form: str) -> None:
     """Each way in which GNU tar writes a sparse file is read back byte for byte: many stretches, holes at both ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellmesh.image import ArchiveInvalid, ImageError, ImageStore, InvalidImagePath, packing
+from cellmesh.image.layers import apply_layer
 from cellmesh.image.limits import MAX_DEPTH
+from cellmesh.image.tree import File, Tree, walk
 from support import erofs, oci
 
 
@@ -223,3 +226,42 @@ def test_any_flipped_byte_ends_well(tmp_path_factory: pytest.TempPathFactory, da
         layer[data.draw(st.integers(0, 4095))] = data.draw(st.integers(0, 255))
     base = tmp_path_factory.mktemp("fuzz")
     _import_or_refuse(base, bytes(layer))
+
+
+@pytest.fixture(scope="module")
+def sparse_archives(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Give layers with a sparse file and long names in each of GNU tar's ways."""
+    root = tmp_path_factory.mktemp("sparse")
+    (root / "hole").write_bytes(b"x" + bytes(300_000) + b"y" * 5000 + bytes(100_000))
+    subprocess.run(["fallocate", "--dig-holes", root / "hole"], check=True)
+    (root / ("n" * 150)).symlink_to("t" * 120)
+    versions = [["--format=pax", f"--sparse-version={version}"] for version in ("0.0", "0.1", "1.0")]
+    commands = [["tar", "-C", root, "--sparse", *form, "-cf", "-", "."] for form in (["--format=gnu"], *versions)]
+    return [subprocess.run(command, check=True, capture_output=True).stdout for command in commands]
+
+
+def _with_sums(layer: bytearray) -> bytes:
+    """Return the archive with right checksums, so that what was changed in a header is read."""
+    for start in range(0, len(layer) - 511, 512):
+        if layer[start + 257 : start + 262] == b"ustar":
+            layer[start + 148 : start + 156] = b" " * 8
+            layer[start + 148 : start + 156] = b"%06o\0 " % sum(layer[start : start + 512])
+    return bytes(layer)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_changed_header_ends_well(tmp_path: Path, sparse_archives: list[bytes], data: st.DataObject) -> None:
+    """Names, sizes and maps changed anywhere, with checksums that fit, are a tree or a typed error."""
+    layer = bytearray(data.draw(st.sampled_from(sparse_archives)))
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, min(len(layer), 6144) - 1))
+        layer[place] = data.draw(st.sampled_from(b"0123456789-\x00\x80\xff=,\n ") | st.integers(0, 255))
+    path = tmp_path / "layer.tar"
+    path.write_bytes(_with_sums(layer))
+    tree = Tree()
+    try:
+        apply_layer(tree, path, "layer")
+    except ImageError:
+        return
+    assert all(node.size >= 0 for _, node in walk(tree.root) if isinstance(node, File))

@@ -49,6 +49,14 @@ def test_a_circle_of_links_is_refused() -> None:
         tree.put("a/x", File())
 
 
+def test_a_link_makes_no_name_that_no_file_can_have() -> None:
+    """Directories on the way to a link's target are made, but not with a name that a file system refuses."""
+    tree = Tree()
+    tree.put("long", Symlink(target="t" * 256))
+    with pytest.raises(InvalidImagePath, match="no file name"):
+        tree.put("long/x", File())
+
+
 def test_depth_is_bounded_even_through_links() -> None:
     """No detour over links makes a tree deeper than the walk over it can go."""
     tree = Tree()

@@ -71,6 +71,10 @@ def _directory(blobs: Blobs, top: Mapping[str, Any], reference: str) -> Archive:
 
 
 def _manifest(index: Index, manifest: Mapping[str, Any], source: ContainerSource) -> Archive:
+    if manifest.get("schemaVersion") == 1:
+        raise ArchiveInvalid(
+            "manifest", "it is of Docker's schema 1, of 2015; convert it: `skopeo copy --format oci SOURCE oci:LAYOUT`."
+        )
     config_name, extent = index.blob(object_of(manifest.get("config"), "manifest"), MAX_DOCUMENT)
     config = object_of(parse(extent, config_name), config_name)
     layers = []

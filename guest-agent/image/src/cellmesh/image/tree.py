@@ -125,9 +125,13 @@ def split(path: str) -> list[str]:
     for part in parts:
         if part == "..":
             raise InvalidImagePath(path, "it has a '..'")
-        if "\0" in part or len(os.fsencode(part)) > MAX_NAME:
-            raise InvalidImagePath(path, "a part of it is no file name")
+        _check_name(part, path)
     return parts
+
+
+def _check_name(part: str, path: str) -> None:
+    if "\0" in part or len(os.fsencode(part)) > MAX_NAME:
+        raise InvalidImagePath(path, "a part of it is no file name")
 
 
 class Tree:
@@ -141,10 +145,10 @@ class Tree:
         """Return the directory at `path`, following links inside the root; makes missing ones if `create`."""
         stack = [self.root]
         pending = split(path)[::-1]
+        self.census.count(steps=len(pending))
         links = 0
         while pending:
             part = pending.pop()
-            self.census.count(steps=1)
             if part == "..":
                 del stack[max(1, len(stack) - 1) :]
                 continue
@@ -152,6 +156,7 @@ class Tree:
             if node is None:
                 if not create:
                     return None
+                _check_name(part, path)
                 self.census.count(entries=1, text=len(part))
                 node = stack[-1].children[part] = Directory(implied=True)
             if isinstance(node, Symlink):
@@ -160,7 +165,9 @@ class Tree:
                     raise InvalidImagePath(path, "it leads through too many links")
                 if node.target.startswith("/"):
                     del stack[1:]
-                pending.extend(part for part in node.target.split("/")[::-1] if part not in {"", "."})
+                led = [part for part in node.target.split("/")[::-1] if part not in {"", "."}]
+                self.census.count(steps=len(led))
+                pending.extend(led)
             elif isinstance(node, Directory):
                 stack.append(node)
                 if len(stack) > MAX_DEPTH:
