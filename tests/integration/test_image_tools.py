@@ -15,14 +15,23 @@ from support import erofs, oci
 from support.image_tools import ImageTools, Seen, random_stage, remove, seen
 
 
-@pytest.fixture
-def tools(tmp_path: Path) -> Iterator[ImageTools]:
-    """Give the tools with storage of their own; their containers are gone afterwards."""
-    (tmp_path / "tools").mkdir()
-    tools = ImageTools(tmp_path / "tools")
-    yield tools
-    tools.run("buildah", "rm", "--all")
-    tools.run("buildah", "rmi", "--all", "--force")
+@pytest.fixture(params=["overlay", "vfs"])
+def tools(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ImageTools]:
+    """Give the tools with storage of their own; their containers and mounts are gone afterwards.
+
+    The driver `overlay` writes what the kernel's overlay has, with opaque marks; `vfs` compares two trees. It needs a
+    file system that may lie above another, which the machine's own need not be.
+    """
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", folder], check=True)
+    try:
+        tools = ImageTools(folder, request.param)
+        yield tools
+        tools.run("buildah", "rm", "--all")
+        tools.run("buildah", "rmi", "--all", "--force")
+    finally:
+        subprocess.run(["umount", "--recursive", folder], check=True)
 
 
 @pytest.fixture
@@ -83,6 +92,8 @@ def test_buildah_replaces_each_kind_by_another(tools: ImageTools, store: ImageSt
     root = tools.build(tmp_path / "layout", "app", base_stage, changing_stage, settings=settings)
     found = imported(store, tmp_path / "layout")
     assert found == seen(root)
+    has_marks = any(b".wh..wh..opq" in blob.read_bytes() for blob in tmp_path.glob("layout/blobs/sha256/*"))
+    assert has_marks == (tools.driver == "overlay")
     assert found == seen(tools.unpack(tmp_path / "layout", "app"))
     (image,) = store.list()
     config = store.container(image.digest).config

@@ -19,13 +19,14 @@ Seen = dict[str, tuple[str, int, int, int, str]]
 
 
 class ImageTools:
-    """Runs the tools with their storage below `folder`."""
+    """Runs the tools with their storage below `folder`, by buildah's driver `overlay` or `vfs`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, driver: str) -> None:
         self.folder = folder
+        self.driver = driver
         (folder / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         (folder / "storage.conf").write_text(
-            f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n'
+            f'[storage]\ndriver = "{driver}"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n'
         )
         self._environment = {
             **os.environ,
@@ -51,7 +52,7 @@ class ImageTools:
             base = f"localhost/{name}-{number}"
             policy = f"--signature-policy={self.folder}/policy.json"
             self.run("buildah", "commit", "--quiet", policy, container, base)
-        self.run("buildah", "commit", "--quiet", policy, container, f"oci:{layout}:{name}")
+        self.run("buildah", "commit", "--quiet", "--disable-compression", policy, container, f"oci:{layout}:{name}")
         return root
 
     def copy(self, source: str, target: str) -> None:
