@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -76,12 +76,49 @@ async def _start_in_one_network(self, name, slot, spec, stdio):
 Crun.start, _Launch.run = _start_in_one_network, _leaking_run
 """
 _PLANTED = {"containers/bundle.py": _BUNDLE, "containers/crun.py": _CRUN}
+_UNBOUNDED = {
+    "pools.py": """
+
+def set_pools():
+    (_SYSCTL / "kernel/pid_max").write_text("4194304")
+    return []
+""",
+    "netns.py": """
+
+_ACCEPT_QUEUE = "4096"
+""",
+    "containers/bundle.py": """
+
+_LIMITS = (("RLIMIT_NOFILE", 1024, 65536),)
+_bounded_configuration = oci_configuration
+
+
+def oci_configuration(bundle):
+    made = _bounded_configuration(bundle)
+    del made["linux"]["seccomp"]["listenerPath"]
+    for rule in made["linux"]["seccomp"]["syscalls"]:
+        if rule["action"] == "SCMP_ACT_NOTIFY":
+            rule["action"] = "SCMP_ACT_ALLOW"
+    for mount in made["mounts"]:
+        mount["options"] = [each for each in mount["options"] if not each.startswith("max=")]
+    return made
+""",
+}
 
 
 def guest_without_walls() -> GuestImage:
-    """Return the guest image with the agent of the checkout and the defects in it."""
+    """Return the guest image with the agent of the checkout that leaves out the walls PLANTED names."""
+    return _guest_with(_PLANTED)
+
+
+def guest_without_bounds() -> GuestImage:
+    """Return the guest image with an agent that leaves the kernel's machine-wide limits as they are."""
+    return _guest_with(_UNBOUNDED)
+
+
+def _guest_with(defects: Mapping[str, str]) -> GuestImage:
     store = shared_store()
-    with _agent_with_defects() as agent:
+    with _agent_with_defects(defects) as agent:
         found = guest._locations
 
         def locations(module: str) -> Iterable[str]:
@@ -92,7 +129,7 @@ def guest_without_walls() -> GuestImage:
 
 
 @contextmanager
-def _agent_with_defects() -> Iterator[Path]:
+def _agent_with_defects(defects: Mapping[str, str]) -> Iterator[Path]:
     spec = importlib.util.find_spec(AGENT)
     assert spec is not None
     assert spec.submodule_search_locations
@@ -101,7 +138,7 @@ def _agent_with_defects() -> Iterator[Path]:
         # Other processes write their bytecode there under names that are gone a moment later.
         sources = shutil.ignore_patterns("__pycache__")
         shutil.copytree(next(iter(spec.submodule_search_locations)), agent, ignore=sources)
-        for module, defect in _PLANTED.items():
+        for module, defect in defects.items():
             with (agent / module).open("a") as source:
                 source.write(defect)
         yield agent

@@ -28,6 +28,7 @@ _PARTS = Bundle(
     persistent=[(Path("/data/persist/live/srv+keep"), "/srv/keep")],
     network_namespace="/proc/1/fd/9",
     cgroup="/containers/live",
+    seccomp_listener="/run/cellmesh/containers/.seccomp",
 )
 
 
@@ -96,8 +97,14 @@ def test_the_specification_is_above_the_image() -> None:
     assert (described["args"], described["cwd"]) == (["/bin/other"], "/tmp")
 
 
-@pytest.mark.parametrize("kind", ["RLIMIT_CORE", "RLIMIT_NOFILE"])
-def test_limits_a_cgroup_has_not_are_set(kind: str) -> None:
-    """No core files, and a bound on descriptors."""
+def test_limits_a_cgroup_has_not_are_set() -> None:
+    """No core files, a bound on descriptors, and nothing the kernel would count for all containers together."""
     limits = {limit["type"]: limit["hard"] for limit in _configuration()["process"]["rlimits"]}
-    assert limits[kind] == {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 65536}[kind]
+    assert limits == {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 16384}
+
+
+@pytest.mark.parametrize(("path", "share"), [("/dev/pts", "max=64"), ("/dev/shm", "nr_inodes=16384")])
+def test_a_mount_has_a_share_of_what_is_one_pool(path: str, share: str) -> None:
+    """Terminals and the inodes of memory file systems are bounded for each container."""
+    mounts = {mount["destination"]: mount["options"] for mount in _configuration()["mounts"]}
+    assert share in mounts[path]

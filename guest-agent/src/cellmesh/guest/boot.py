@@ -7,7 +7,7 @@ import socket
 import struct
 from pathlib import Path
 
-from cellmesh.guest import disks, kernel
+from cellmesh.guest import disks, kernel, pools
 
 DATA = "/data"
 RUN = "/run/cellmesh"
@@ -15,6 +15,9 @@ CGROUPS = "/sys/fs/cgroup"
 CONTAINER_CGROUPS = f"{CGROUPS}/containers"
 _AGENT_CGROUP = f"{CGROUPS}/agent"
 _AGENT_MEMORY_FLOOR = 64 << 20
+_AGENT_WEIGHT = "1000"  # A container's is 100.
+_KERNEL_MEMORY = 48 << 20
+"""What containers together may never take: the agent's own, and what the kernel charges to no cgroup, bytes."""
 _CONTROLLERS = ("cpu", "memory", "pids", "io")
 _DATA_DISK_WAIT = 10.0
 _DESCRIPTORS = 65536
@@ -47,8 +50,7 @@ def prepare_machine() -> None:
         os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
         socket.sethostname("cell")
         raise_loopback()
-        _set_kernel()
-        warnings = _prepare_cgroups()
+        warnings = [*_set_kernel(), *_prepare_cgroups()]
         _mount_data()
         Path(RUN).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
@@ -87,13 +89,12 @@ def _mount_all() -> None:
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
 
 
-def _set_kernel() -> None:
-    # Adopting an exited process by its number is only sound while numbers do not come round again.
-    Path("/proc/sys/kernel/pid_max").write_text("4194304")
-    Path("/proc/sys/kernel/printk").write_text("3")
+def _set_kernel() -> list[str]:
+    missing = pools.set_pools()
     resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
     # Out of memory in the guest as a whole takes a container's process: the agent's score forbids its own.
     Path("/proc/self/oom_score_adj").write_text("-1000")
+    return missing
 
 
 def _prepare_cgroups() -> list[str]:
@@ -107,10 +108,28 @@ def _prepare_cgroups() -> list[str]:
                 Path(parent, "cgroup.subtree_control").write_text(f"+{controller}")
             except OSError as error:
                 warnings.append(f"cgroup controller {controller} is missing in {parent}: {error.strerror}")
-    floor = Path(_AGENT_CGROUP, "memory.min")
-    if floor.exists():
-        floor.write_text(str(_AGENT_MEMORY_FLOOR))
+    _reserve_for_agent(warnings)
     return warnings
+
+
+def _reserve_for_agent(warnings: list[str]) -> None:
+    """Keep memory and processor time for the agent, however much the limits of all containers add up to."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    reserves = (
+        (_AGENT_CGROUP, "memory.min", str(_AGENT_MEMORY_FLOOR)),
+        (_AGENT_CGROUP, "cpu.weight", _AGENT_WEIGHT),
+        (CONTAINER_CGROUPS, "memory.max", str(memory_for_containers(total))),
+    )
+    for group, name, value in reserves:
+        try:
+            Path(group, name).write_text(value)
+        except OSError as error:
+            warnings.append(f"{name} of {group} is not available: {error.strerror}")
+
+
+def memory_for_containers(total: int) -> int:
+    """Return how much of the machine's memory all containers together may use, bytes."""
+    return total - _KERNEL_MEMORY - total // 16
 
 
 def _mount_data() -> None:

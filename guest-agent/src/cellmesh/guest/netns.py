@@ -18,6 +18,8 @@ from cellmesh.guest.boot import raise_loopback
 _Result = TypeVar("_Result")
 _LOCALHOST = "127.0.0.1"
 _CONNECT_TRIES = 2  # A server that does not accept lets callers wait once its queue is full; these take 7 s.
+_SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+_ACCEPT_QUEUE = "512"
 _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
@@ -77,6 +79,8 @@ def _new_namespace() -> int:
     raise_loopback()
     # Nothing else lives here, so no port needs a privilege.
     _FIRST_PORT.write_text("0")
+    # The kernel charges a connection to a cgroup only once it is accepted.
+    _SOMAXCONN.write_text(_ACCEPT_QUEUE)
     return os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 

@@ -7,11 +7,17 @@ from pathlib import Path
 from cellmesh.guest.containers.image import ImageConfig, User
 from cellmesh.guest.containers.model import ContainerSpec
 from cellmesh.guest.containers.seccomp import seccomp_profile
+from cellmesh.guest.pools import PTYS_PER_CONTAINER
 
 IDS_PER_CONTAINER = 65536
 _FIRST_ID = 100_000
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_NOFILE = 65536
+_LIMITS = (
+    ("RLIMIT_NOFILE", 1024, 16384),
+    ("RLIMIT_CORE", 0, 0),
+)
+"""Kind, soft and hard limit of each process. One that the kernel also counts for the user namespace's maker (NPROC,
+SIGPENDING, MSGQUEUE, MEMLOCK) must not be here: it would bound all containers together. The cgroup bounds those."""
 # Over its own ids only: the user namespace makes them worthless over the machine.
 _ROOT_CAPABILITIES = (
     "CAP_CHOWN",
@@ -50,6 +56,7 @@ class Bundle:
     persistent: Sequence[tuple[Path, str]]
     network_namespace: str
     cgroup: str
+    seccomp_listener: str
 
 
 def first_id(slot: int) -> int:
@@ -85,10 +92,7 @@ def process(
         "capabilities": {**dict.fromkeys(sets, capabilities), "inheritable": [], "ambient": []},
         "noNewPrivileges": True,
         "oomScoreAdj": 0,
-        "rlimits": [
-            {"type": "RLIMIT_NOFILE", "hard": _NOFILE, "soft": 1024},
-            {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
-        ],
+        "rlimits": [{"type": kind, "soft": soft, "hard": hard} for kind, soft, hard in _LIMITS],
     }
 
 
@@ -111,7 +115,7 @@ def oci_configuration(bundle: Bundle) -> dict[str, object]:
             "uidMappings": [_mapping(bundle.slot)],
             "gidMappings": [_mapping(bundle.slot)],
             "cgroupsPath": bundle.cgroup,
-            "seccomp": seccomp_profile(),
+            "seccomp": seccomp_profile(bundle.seccomp_listener),
             "maskedPaths": list(_MASKED_PATHS),
             "readonlyPaths": list(_READONLY_PATHS),
             "rootfsPropagation": "private",
@@ -132,9 +136,13 @@ def _system_mounts() -> list[dict[str, object]]:
     quiet = ["nosuid", "noexec", "nodev"]
     return [
         _mount("/proc", "proc", quiet),
-        _mount("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=64k"]),
-        _mount("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
-        _mount("/dev/shm", "tmpfs", [*quiet, "mode=1777", "size=64m"]),  # noqa: S108  # the container's own
+        _mount("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=64k", "nr_inodes=1024"]),
+        _mount(
+            "/dev/pts",
+            "devpts",
+            ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", f"max={PTYS_PER_CONTAINER}"],
+        ),
+        _mount("/dev/shm", "tmpfs", [*quiet, "mode=1777", "size=64m", "nr_inodes=16384"]),  # noqa: S108  # the container's own
         _mount("/dev/mqueue", "mqueue", quiet),
         _mount("/sys/fs/cgroup", "cgroup", [*quiet, "relatime", "ro"]),
     ]

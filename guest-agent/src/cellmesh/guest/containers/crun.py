@@ -15,12 +15,14 @@ from cellmesh.guest.containers.cgroup import Cgroup
 from cellmesh.guest.containers.image import BadImage, ImageConfig, read_image
 from cellmesh.guest.containers.memory_watch import MemoryWatch
 from cellmesh.guest.containers.model import ContainerSpec
+from cellmesh.guest.containers.netlink import NetlinkBound
 from cellmesh.guest.containers.runtime import Command, KeyFound, StartFailed, Stdio
 from cellmesh.guest.netns import NetworkNamespace
 from cellmesh.guest.reaper import Process, Reaper
 
 _CRUN = ("crun", "--root=/run/crun", "--cgroup-manager=cgroupfs")
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
+_SECCOMP_SOCKET = ".seccomp"  # The name of no container.
 _START_TIMEOUT = 60.0
 _MESSAGE_LIMIT = 512
 
@@ -33,6 +35,7 @@ class Crun:
         self._memory = memory
         self._places = places
         self._mounting = asyncio.Lock()
+        self._netlink = NetlinkBound()
         self._networks: dict[str, NetworkNamespace] = {}
 
     async def start(self, name: str, slot: int, spec: ContainerSpec, stdio: Stdio) -> "CrunContainer":
@@ -65,6 +68,8 @@ class Crun:
         for missing in cgroup.create(spec.resources):
             boot.say(f"container {name}: {missing}")
         self._memory.add(cgroup.path)
+        listener = self._places.run / _SECCOMP_SOCKET
+        self._netlink.listen(listener)
         parts = bundle.Bundle(
             name=name,
             slot=slot,
@@ -74,6 +79,7 @@ class Crun:
             persistent=lasting,
             network_namespace=network.path,
             cgroup=f"/containers/{name}",
+            seccomp_listener=str(listener),
         )
         home = self._places.run / name
         (home / "config.json").write_text(json.dumps(bundle.oci_configuration(parts)))

@@ -19,13 +19,16 @@ _AF_NETLINK = 16
 _NETLINK_ROUTE = 0
 _NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
 _ORDINARY_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+_ALL_BITS = 0xFFFFFFFF  # crun reads no larger numbers; the ranges hold for the half the kernel reads, too.
+_NAMED_PRCTL_OPTIONS = (0x53564D41, 0x59616D61, 0x41555856)  # PR_SET_VMA, PR_SET_PTRACER, PR_GET_AUXV
 
 Rule = dict[str, object]
 
 
-def seccomp_profile() -> dict[str, object]:
-    """Return the `linux.seccomp` part of an OCI configuration."""
+def seccomp_profile(listener: str) -> dict[str, object]:
+    """Return the `linux.seccomp` part of an OCI configuration; `listener` is the socket of `netlink.NetlinkBound`."""
     return {
+        "listenerPath": listener,
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": _EPERM,
         "architectures": ["SCMP_ARCH_X86_64"],
@@ -37,6 +40,7 @@ def seccomp_profile() -> dict[str, object]:
             # clone3 hides its flags in memory, where a filter cannot look: ENOSYS sends the C library to clone.
             _refuse(["clone3"], _ENOSYS),
             _allow(["clone"], _argument(0, _NAMESPACE_FLAGS, "SCMP_CMP_MASKED_EQ", 0)),
+            *_prctl_rules(),
             *(_allow(["personality"], _argument(0, value, "SCMP_CMP_EQ")) for value in _ORDINARY_PERSONALITIES),
         ],
     }
@@ -47,9 +51,21 @@ def _socket_rules() -> list[Rule]:
     allowed: Final = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10}
     rules = [_allow(["socket"], _argument(0, family, "SCMP_CMP_EQ")) for family in allowed.values()]
     netlink = (_argument(0, _AF_NETLINK, "SCMP_CMP_EQ"), _argument(2, _NETLINK_ROUTE, "SCMP_CMP_EQ"))
-    rules.append(_allow(["socket"], *netlink))  # getifaddrs() asks here for its own interfaces.
+    # getifaddrs() asks here for its own interfaces; `netlink` counts who does.
+    rules.append({"names": ["socket"], "action": "SCMP_ACT_NOTIFY", "args": list(netlink)})
     refused = (_AF_VSOCK, _AF_ALG, _AF_PACKET)
     rules.extend(_refuse(["socket"], _EAFNOSUPPORT, _argument(0, family, "SCMP_CMP_EQ")) for family in refused)
+    return rules
+
+
+def _prctl_rules() -> list[Rule]:
+    # All but PR_SET_SECCOMP (22): the kernel charges filters to no cgroup, and their code comes from one pool.
+    # The options are named by ranges: "not 22" would let pass a number whose upper half the kernel cuts off.
+    ranges = ((0, 16), (16, 4), (20, 1), (21, 1), (23, 1), (24, 8), (32, 32), (64, 64))
+    rules = [
+        _allow(["prctl"], _argument(0, _ALL_BITS - (size - 1), "SCMP_CMP_MASKED_EQ", first)) for first, size in ranges
+    ]
+    rules.extend(_allow(["prctl"], _argument(0, option, "SCMP_CMP_EQ")) for option in _NAMED_PRCTL_OPTIONS)
     return rules
 
 
