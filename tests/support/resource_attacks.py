@@ -27,14 +27,13 @@ def take(one, most):
         return count, getattr(error, "errno", 0) or 0
     return count, 0
 def by_processes(one, most, processes):
+    pipes = [os.pipe() for _ in range(processes)]
     results = []
-    for _ in range(processes):
-        reading, writing = os.pipe()
+    for reading, writing in pipes:
         if os.fork() == 0:
             os.write(writing, json.dumps(take(one, most)).encode())
             time.sleep(86400)
-        os.close(writing)
-        results.append(json.loads(os.read(reading, 100) or "[0, 0]"))
+        results.append(json.loads(os.read(reading, 100)))
     return sum(count for count, _ in results), max(error for _, error in results)
 """
 _END = """
@@ -102,6 +101,13 @@ def one():
         raise OSError(11, "the queue is full")
     return sending
 taken, errno = take(one, 3000)
+""",
+    "datagrams": """
+def one():
+    corked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    corked.sendto(b"x" * 65000, socket.MSG_MORE, ("127.0.0.1", 9009))
+    return corked
+taken, errno = take(one, 1500)
 """,
     "epoll": """
 watched = [os.eventfd(0) for _ in range(200)]
@@ -206,6 +212,7 @@ tried("interfaces", socket.if_nameindex)
 tried("pipe", lambda: [os.close(each) for each in os.pipe()])
 tried("unix", lambda: [each.close() for each in socket.socketpair()])
 tried("tcp", tcp)
+tried("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close())
 tried("timer", timer)
 tried("queue", queue)
 tried("thread", thread)

@@ -12,6 +12,7 @@ from pathlib import Path
 from cellmesh.guest import boot, kernel
 from cellmesh.guest.containers import bundle, guard, rootfs
 from cellmesh.guest.containers.cgroup import Cgroup
+from cellmesh.guest.containers.datagrams import bound_datagrams
 from cellmesh.guest.containers.image import BadImage, ImageConfig, read_image
 from cellmesh.guest.containers.memory_watch import MemoryWatch
 from cellmesh.guest.containers.model import ContainerSpec
@@ -65,7 +66,7 @@ class Crun:
             self._networks[name] = NetworkNamespace.create()
         network = self._networks[name]
         cgroup = Cgroup(Path(boot.CONTAINER_CGROUPS, name))
-        for missing in cgroup.create(spec.resources):
+        for missing in (*cgroup.create(spec.resources), *bound_datagrams(cgroup.path)):
             boot.say(f"container {name}: {missing}")
         self._memory.add(cgroup.path)
         listener = self._places.run / _SECCOMP_SOCKET

@@ -5,6 +5,7 @@ configuration, other processes or new namespaces is not. A container runs withou
 there is no capability that would widen the list.
 """
 
+from collections.abc import Set
 from typing import Final
 
 from cellmesh.guest.containers.syscalls import ALLOWED, UNKNOWN_TO_OLD_KERNELS
@@ -19,8 +20,11 @@ _AF_NETLINK = 16
 _NETLINK_ROUTE = 0
 _NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
 _ORDINARY_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
-_ALL_BITS = 0xFFFFFFFF  # crun reads no larger numbers; the ranges hold for the half the kernel reads, too.
-_NAMED_PRCTL_OPTIONS = (0x53564D41, 0x59616D61, 0x41555856)  # PR_SET_VMA, PR_SET_PTRACER, PR_GET_AUXV
+_INT = 0xFFFFFFFF
+_PR_SET_SECCOMP = 22
+_SOL_SOCKET = 1
+# SO_ATTACH_FILTER, SO_TIMESTAMPING, SO_ATTACH_BPF and SO_ATTACH_REUSEPORT_CBPF and _EBPF, SO_ZEROCOPY, the newer stamps.
+_REFUSED_OPTIONS = frozenset({26, 37, 50, 51, 52, 60, 65})
 
 Rule = dict[str, object]
 
@@ -41,6 +45,7 @@ def seccomp_profile(listener: str) -> dict[str, object]:
             _refuse(["clone3"], _ENOSYS),
             _allow(["clone"], _argument(0, _NAMESPACE_FLAGS, "SCMP_CMP_MASKED_EQ", 0)),
             *_prctl_rules(),
+            *_setsockopt_rules(),
             *(_allow(["personality"], _argument(0, value, "SCMP_CMP_EQ")) for value in _ORDINARY_PERSONALITIES),
         ],
     }
@@ -59,13 +64,30 @@ def _socket_rules() -> list[Rule]:
 
 
 def _prctl_rules() -> list[Rule]:
-    # All but PR_SET_SECCOMP (22): the kernel charges filters to no cgroup, and their code comes from one pool.
-    # The options are named by ranges: "not 22" would let pass a number whose upper half the kernel cuts off.
-    ranges = ((0, 16), (16, 4), (20, 1), (21, 1), (23, 1), (24, 8), (32, 32), (64, 64))
-    rules = [
-        _allow(["prctl"], _argument(0, _ALL_BITS - (size - 1), "SCMP_CMP_MASKED_EQ", first)) for first, size in ranges
-    ]
-    rules.extend(_allow(["prctl"], _argument(0, option, "SCMP_CMP_EQ")) for option in _NAMED_PRCTL_OPTIONS)
+    # The kernel charges filters to no cgroup, and their compiled code comes from one pool.
+    return [_allow(["prctl"], block) for block in _all_but(0, {_PR_SET_SECCOMP})]
+
+
+def _setsockopt_rules() -> list[Rule]:
+    # Filters as above; time stamps and notices of zero copy wait, unread, in memory that is charged to no cgroup.
+    other_levels = [_allow(["setsockopt"], block) for block in _all_but(1, {_SOL_SOCKET})]
+    of_sockets = _argument(1, _INT, "SCMP_CMP_MASKED_EQ", _SOL_SOCKET)
+    return [*other_levels, *(_allow(["setsockopt"], of_sockets, block) for block in _all_but(2, _REFUSED_OPTIONS))]
+
+
+def _all_but(index: int, refused: Set[int]) -> list[Rule]:
+    """Return comparisons, of which each int but the refused ones meets one.
+
+    "Not equal" would compare 64 bits, of which the kernel reads 32: the numbers are named in blocks by their upper bits.
+    """
+    blocks = [(0, 1 << 32)]
+    rules = []
+    while blocks:
+        first, size = blocks.pop()
+        if not any(first <= number < first + size for number in refused):
+            rules.append(_argument(index, _INT - (size - 1), "SCMP_CMP_MASKED_EQ", first))
+        elif size > 1:
+            blocks += [(first, size // 2), (first + size // 2, size // 2)]
     return rules
 
 

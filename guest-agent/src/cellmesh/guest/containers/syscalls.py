@@ -25,7 +25,7 @@ _ALLOWED = (
     "sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield select "
     "semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setfsgid "
     "setfsuid setgid setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid setrlimit "
-    "setsid setsockopt setuid setxattr shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 "
+    "setsid setuid setxattr shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 "
     "socketpair splice stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time "
     "timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime "
     "timerfd_settime times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 "
