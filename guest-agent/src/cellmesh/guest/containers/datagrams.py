@@ -18,6 +18,7 @@ _MAP_CREATE, _PROG_LOAD, _PROG_ATTACH = 0, 5, 8
 _HASH, _NO_PREALLOCATION, _CGROUP_SOCK = 1, 1, 9
 _SOCK_CREATE, _SOCK_RELEASE = 2, 34
 _UPDATE, _DELETE, _COOKIE = 2, 3, 46  # helper functions
+_PROG_ATTRIBUTES = "=IIQQIIQII16sII"
 _SOCK_STREAM, _TYPE_OFFSET = 1, 8  # of struct bpf_sock
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -91,9 +92,8 @@ def _load(program: Sequence[bytes], kind: int) -> int:
     code = ctypes.create_string_buffer(b"".join(program))
     license_name = ctypes.create_string_buffer(b"none")
     pointers = ctypes.addressof(code), ctypes.addressof(license_name)
-    return _bpf(
-        _PROG_LOAD, struct.pack("=IIQQIIQII16sII", _CGROUP_SOCK, len(program), *pointers, 0, 0, 0, 0, 0, b"", 0, kind)
-    )
+    attributes = struct.pack(_PROG_ATTRIBUTES, _CGROUP_SOCK, len(program), *pointers, 0, 0, 0, 0, 0, b"", 0, kind)
+    return _bpf(_PROG_LOAD, attributes)
 
 
 def _bpf(command: int, attributes: bytes) -> int:

@@ -23,7 +23,7 @@ _ORDINARY_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 _INT = 0xFFFFFFFF
 _PR_SET_SECCOMP = 22
 _SOL_SOCKET = 1
-# SO_ATTACH_FILTER, SO_TIMESTAMPING, SO_ATTACH_BPF and SO_ATTACH_REUSEPORT_CBPF and _EBPF, SO_ZEROCOPY, the newer stamps.
+# SO_ATTACH_FILTER, SO_TIMESTAMPING, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF, SO_ZEROCOPY, newer stamps.
 _REFUSED_OPTIONS = frozenset({26, 37, 50, 51, 52, 60, 65})
 
 Rule = dict[str, object]
@@ -78,7 +78,7 @@ def _setsockopt_rules() -> list[Rule]:
 def _all_but(index: int, refused: Set[int]) -> list[Rule]:
     """Return comparisons, of which each int but the refused ones meets one.
 
-    "Not equal" would compare 64 bits, of which the kernel reads 32: the numbers are named in blocks by their upper bits.
+    "Not equal" would compare 64 bits, of which the kernel reads 32. So the numbers are named in blocks, by upper bits.
     """
     blocks = [(0, 1 << 32)]
     rules = []
