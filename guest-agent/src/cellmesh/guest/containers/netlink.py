@@ -46,6 +46,13 @@ class NetlinkBound:
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
+    def close(self) -> None:
+        """Take no more of them; those taken are answered on."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection, _ = listener.accept()
