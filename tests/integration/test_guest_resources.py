@@ -9,9 +9,10 @@ import pytest
 
 from cellmesh.api.common.v1 import container_pb2, health_pb2
 from cellmesh.api.hypervisor.v1 import container_service_pb2, vm_service_pb2
+from cellmesh.mesh.errors import MeshError
 from support import walls
 from support.cell import Cell
-from support.commands import SECONDS, ExecStream
+from support.commands import SECONDS, Box, ExecStream
 from support.resource_attacks import ATTACKS, COMMON, MEMORY_IN_USE, ONE_OF_EACH
 
 pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module")]
@@ -51,6 +52,19 @@ async def memory(cell: Cell, *names: str) -> tuple[int, int]:
     return used - counted, available
 
 
+async def refused_to(box: Box) -> dict[str, int]:
+    """Return the errno of each resource a container asks for and does not get."""
+    ended = None
+    try:
+        ended = await box.run("python3", "-c", ONE_OF_EACH)
+    except* MeshError as errors:
+        print(errors.exceptions[0])  # beside the numbers
+    if ended is None:
+        return {START: -1}
+    refused: dict[str, int] = json.loads(ended.stdout) if ended.exit_code == 0 else {START: ended.exit_code}
+    return refused
+
+
 async def measure(cell: Cell, resource: str) -> Measured:
     """Run one attack in a container of its own and look at its sibling, the agent and the guest's memory."""
     limits = container_pb2.ContainerResources(memory_bytes=128 * MIB, pids=256)
@@ -60,8 +74,7 @@ async def measure(cell: Cell, resource: str) -> Measured:
         async with ExecStream(cell.it, box.opening("python3", "-c", ATTACKS[resource])) as stream:
             await stream.read()
             told = json.loads(await stream.read_until(b"\n"))
-            sibling = await cell.dev.run("python3", "-c", ONE_OF_EACH)
-            refused = json.loads(sibling.text) if sibling.exit_code == 0 else {START: sibling.exit_code}
+            refused = await refused_to(cell.dev)
             health = await cell.it.vms.CheckVmHealth(
                 vm_service_pb2.CheckVmHealthRequest(vm_id=cell.vm_id), timeout=SECONDS
             )

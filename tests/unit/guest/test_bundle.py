@@ -28,7 +28,7 @@ _PARTS = Bundle(
     persistent=[(Path("/data/persist/live/srv+keep"), "/srv/keep")],
     network_namespace="/proc/1/fd/9",
     cgroup="/containers/live",
-    seccomp_listener="/run/cellmesh/containers/.seccomp",
+    seccomp_listener="/run/cellmesh/seccomp.sock",
 )
 
 

@@ -23,7 +23,7 @@ from cellmesh.guest.reaper import Process, Reaper
 
 _CRUN = ("crun", "--root=/run/crun", "--cgroup-manager=cgroupfs")
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
-_SECCOMP_SOCKET = ".seccomp"  # The name of no container.
+_SECCOMP_SOCKET = Path(boot.RUN, "seccomp.sock")  # In no container's mounts.
 _START_TIMEOUT = 60.0
 _MESSAGE_LIMIT = 512
 
@@ -69,8 +69,7 @@ class Crun:
         for missing in (*cgroup.create(spec.resources), *bound_datagrams(cgroup.path)):
             boot.say(f"container {name}: {missing}")
         self._memory.add(cgroup.path)
-        listener = self._places.run / _SECCOMP_SOCKET
-        self._netlink.listen(listener)
+        self._netlink.listen(_SECCOMP_SOCKET)
         parts = bundle.Bundle(
             name=name,
             slot=slot,
@@ -80,7 +79,7 @@ class Crun:
             persistent=lasting,
             network_namespace=network.path,
             cgroup=f"/containers/{name}",
-            seccomp_listener=str(listener),
+            seccomp_listener=str(_SECCOMP_SOCKET),
         )
         home = self._places.run / name
         (home / "config.json").write_text(json.dumps(bundle.oci_configuration(parts)))
