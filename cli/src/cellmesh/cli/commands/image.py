@@ -175,7 +175,7 @@ def build_default(settings: Settings, output: Output, *, refresh: bool = False, 
 @contextmanager
 def explained_image_errors() -> Iterator[None]:
     """Turn what the image store can't do into one line for the person, with the way out."""
-    from cellmesh.image import AmbiguousImage, ImageError, ImageNotFound, StoreFull
+    from cellmesh.image import AmbiguousImage, ArchiveInvalid, BuildFailed, ImageError, ImageNotFound, StoreFull
 
     try:
         yield
@@ -190,7 +190,11 @@ def explained_image_errors() -> Iterator[None]:
         raise UsageError(str(error), f"Add `--ref {shlex.quote(error.names[0])}`, or another name.") from error
     except ImageError as error:
         # Their texts say what to do; doctor knows about missing tools.
-        fix = "If a tool is missing, `cellmesh doctor` has the command that installs it."
+        fix = "`cellmesh image --help` lists what can be done with images."
+        if isinstance(error, ArchiveInvalid):
+            fix = "`cellmesh image import --help` says what can be imported."
+        elif isinstance(error, BuildFailed):
+            fix = "If a tool is missing, `cellmesh doctor` has the command that installs it."
         raise CliError(str(error), fix, exit_code=ExitCode.FAILED, reason=_reason(type(error).__name__)) from error
     except PermissionError as error:
         what = f"{error.filename} can't be written: {error.strerror}."
