@@ -36,8 +36,16 @@ class Host:
             store=store,
             sessions=self.sessions,
             heartbeat_interval=timedelta(seconds=5),
-            failpoint=lambda _: None,
+            failpoint=lambda _: self.silence_when_running.append(self.session.silence()),
         )
+        self.silence_when_running: list[float] = []
+
+    @property
+    def session(self) -> Session:
+        """Return the VM's session."""
+        session = self.sessions.get(self.vm.vm_id)
+        assert session is not None
+        return session
 
     async def begin(self) -> None:
         """Put the VM into the store and begin its session."""
@@ -194,3 +202,10 @@ async def test_a_heartbeat_writes_nothing(host: Host) -> None:
         await host.report(sequence, claim)
     async with host.store.reading() as reading:
         assert await reading.last_sequence() == before
+
+
+async def test_a_slow_boot_is_no_silence(host: Host) -> None:
+    """Silence counts from Hello: when RUNNING is committed, the minute of the boot is forgotten."""
+    host.session.heard -= 60.0
+    await host.hello()
+    assert [silence < 60.0 for silence in host.silence_when_running] == [True]

@@ -61,6 +61,8 @@ class Agents:
             raise InvalidRequest(
                 f"The hypervisor speaks version {PROTOCOL_VERSION} of the contract; use a guest image that does too."
             )
+        # Before RUNNING is committed: from then on the reconciler counts the silence of the guest.
+        session.hear()
         async with self._store.transaction() as tx:
             boot = await self._boot(tx, session, boot_id)
             now = tx.now

@@ -17,9 +17,11 @@ from cellmesh.hypervisor.reconciler.bridge import keep_bridge
 from cellmesh.hypervisor.reconciler.containers import ContainerReconciler
 from cellmesh.hypervisor.reconciler.ingress import Ingress
 from cellmesh.hypervisor.reconciler.launch import StartFailed, attached_at_boot, launch
+from cellmesh.hypervisor.reconciler.liveness import Silence, Watch
 from cellmesh.hypervisor.reconciler.stop import agent_grace, kill_whatever_runs, stop
 from cellmesh.hypervisor.reconciler.world import World
 from cellmesh.hypervisor.vmm import Doubtful, Exit, Gone, Handle, Running
+from cellmesh.hypervisor.vmm.processor import processor_time
 from cellmesh.mesh.errors import MeshError
 
 _UP = frozenset({VmState.STARTING, VmState.RUNNING})
@@ -47,7 +49,8 @@ class VmReconciler:
         self._bridge: asyncio.Task[None] | None = None
         self._ingress: Ingress | None = None
         self._containers: ContainerReconciler | None = None
-        self._booted_by = 0.0
+        self._boot: Watch | None = None
+        self._silence: Silence | None = None
 
     async def run(self) -> None:
         """Keep the VM until it is deleted. A step that fails is tried again, ever more slowly."""
@@ -130,14 +133,15 @@ class VmReconciler:
             await self._died(vm, *reason)
             return 0.0
         if vm.state is VmState.STARTING:
-            return max(self._booted_by - time.monotonic(), 0.0)
+            return None if self._boot is None else self._boot.remaining(self._boot_seconds)
         if self._ingress is not None:
             await self._ingress.ensure()
         again = self._containers.reconcile(containers) if self._containers is not None else None
         quiet = self._world.timing.silence - (0.0 if session is None else session.silence())
         if quiet <= 0:
-            await self._ask(vm, session)
-            return 0.0
+            quiet = await self._ask(vm, session)
+        else:
+            self._silence = None
         return quiet if again is None else min(quiet, again)
 
     def _death(self, vm: Vm, session: Session | None) -> tuple[Reason, str] | None:
@@ -149,20 +153,40 @@ class VmReconciler:
             return Reason.VMM_EXITED, "The VMM ended while nobody looked."
         if session.rebooted:
             return Reason.GUEST_REBOOTED, "The guest booted again by itself; its state is not to be trusted."
-        if vm.state is VmState.STARTING and time.monotonic() >= self._booted_by:
-            seconds = self._world.timing.boot_timeout.total_seconds()
-            return Reason.HELLO_TIMEOUT, f"The guest's agent said no Hello within {seconds:g} s; read its console log."
+        if vm.state is VmState.STARTING and self._boot is not None:
+            window = self._boot.window()
+            if window.is_over(self._boot_seconds):
+                text = f"The guest's agent said no Hello within {window.passed:.3g} s; {window}. Read its console log."
+                return Reason.HELLO_TIMEOUT, text
         return None
 
-    async def _ask(self, vm: Vm, session: Session | None) -> None:
-        """Ask a silent guest whether it lives, and end its epoch if it does not say so."""
+    @property
+    def _boot_seconds(self) -> float:
+        return self._world.timing.boot_timeout.total_seconds()
+
+    async def _ask(self, vm: Vm, session: Session | None) -> float:
+        """Ask a silent guest whether it lives; end its epoch if it is dead. Return the seconds until the next look."""
+        timing = self._world.timing
+        if self._silence is None:
+            self._silence = Silence(self._watch(), limit=timing.answer_limit)
+        begun, within = time.monotonic(), timing.probe_timeout.total_seconds()
         try:
-            await self._world.guests.info(vm.vm_id, vm.epoch, within=self._world.timing.probe_timeout)
+            await self._world.guests.info(vm.vm_id, vm.epoch, within=timing.probe_timeout)
         except MeshError as error:
-            await self._died(vm, Reason.GUEST_SILENT, f"The guest fell silent and does not answer ({error.message})")
+            dead = self._silence.unanswered(took=time.monotonic() - begun, within=within)
+            if dead is None:
+                return timing.question_pause.total_seconds()
+            await self._died(vm, Reason.GUEST_SILENT, f"The guest fell silent. {dead} ({error.message})")
         else:
+            self._silence = None
             if session is not None:
                 session.hear()
+        return 0.0
+
+    def _watch(self) -> Watch:
+        """Begin to measure the VMM."""
+        pid = 0 if self._handle is None else self._handle.pid
+        return Watch(lambda: processor_time(pid))
 
     async def _died(self, vm: Vm, reason: Reason, message: str) -> None:
         _log.warning("vm.died", vm_id=vm.vm_id, epoch=vm.epoch, reason=reason.value, message=message)
@@ -282,7 +306,7 @@ class VmReconciler:
         """Make a running VMM this VM's."""
         self._handle, self._exit = handle, None
         self._world.handles[self._vm_id] = handle
-        self._booted_by = time.monotonic() + self._world.timing.boot_timeout.total_seconds()
+        self._boot, self._silence = self._watch(), None
         self._ingress = Ingress(self._world, handle, fresh=fresh)
         self._containers = ContainerReconciler(self._world, tasks, handle, self._ingress, attached=attached)
         self._bridge = tasks.create_task(

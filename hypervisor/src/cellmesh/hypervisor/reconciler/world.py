@@ -13,6 +13,7 @@ from cellmesh.hypervisor.domain.container import Container, ContainerStatus
 from cellmesh.hypervisor.lifecycle.admission import Admission
 from cellmesh.hypervisor.lifecycle.attempts import Attempts
 from cellmesh.hypervisor.lifecycle.sessions import Sessions
+from cellmesh.hypervisor.reconciler.liveness import QUESTIONS
 from cellmesh.hypervisor.store import Store
 from cellmesh.hypervisor.vmm import Handle, Vmm
 from cellmesh.image import ImageStore
@@ -66,11 +67,18 @@ class Timing:
     proven: timedelta = timedelta(minutes=1)
     room_poll: timedelta = timedelta(seconds=2)
     probe_timeout: timedelta = timedelta(seconds=3)
+    # Between two questions to a silent guest.
+    question_pause: timedelta = timedelta(seconds=1)
 
     @property
     def silence(self) -> float:
         """Return the seconds without a report after which a guest is asked whether it lives."""
         return 3 * self.heartbeat_interval.total_seconds()
+
+    @property
+    def answer_limit(self) -> float:
+        """Return the seconds of usable time that a silent guest gets to answer, all questions together."""
+        return QUESTIONS * min(self.probe_timeout.total_seconds(), self.silence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
