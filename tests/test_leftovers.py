@@ -88,11 +88,11 @@ def test_a_run_that_leaves_a_process_fails(tmp_path: Path) -> None:
     [
         ("/tmp/ct1/cm-x/run/operator.sock", b"", True),
         ("cloud-hypervisor --api-socket /tmp/ct1/cm-x/api.sock", b"", True),
-        ("cloud-hypervisor", b"A=1\0CELLMESH_TEST_RUN=1\0B=2", True),
+        ("cloud-hypervisor", b"A=1\0TEST_RUN_OF_CELLMESH=1\0B=2", True),
         ("/tmp/ct{ours}/cm-x/run/operator.sock", b"", False),
-        ("cloud-hypervisor", b"CELLMESH_TEST_RUN={ours}", False),
+        ("cloud-hypervisor", b"TEST_RUN_OF_CELLMESH={ours}", False),
         ("cloud-hypervisor --api-socket /elsewhere/api.sock", b"", False),
-        ("/tmp/other/stray.sock", b"NOT_CELLMESH_TEST_RUN=1", False),
+        ("/tmp/other/stray.sock", b"NOT_TEST_RUN_OF_CELLMESH=1", False),
     ],
 )
 def test_only_what_certainly_belongs_to_another_run_is_left_out(text: str, environment: bytes, foreign: bool) -> None:

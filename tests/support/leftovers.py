@@ -25,7 +25,7 @@ OURS = (
 """Words in the command line of every process this project starts."""
 
 
-RUN = "CELLMESH_TEST_RUN"
+RUN = "TEST_RUN_OF_CELLMESH"
 """Names the variable with the number of the test run that a process belongs to."""
 _ROOT = re.compile(r"/tmp/ct(\d+)(?:/|$|\s)")  # short: the paths of unix sockets below it have 107 bytes
 
@@ -44,7 +44,7 @@ def is_of_another_run(text: str, environment: bytes = b"") -> bool:
     """Tell whether a path, or a command line with its environment, is certainly that of another test run."""
     ours = os.environ.get(RUN)
     numbers = {*_ROOT.findall(text)}
-    numbers |= {value.decode() for value in re.findall(rb"(?:^|\0)CELLMESH_TEST_RUN=(\d+)(?:\0|$)", environment)}
+    numbers |= {value.decode() for value in re.findall(rb"(?:^|\0)TEST_RUN_OF_CELLMESH=(\d+)(?:\0|$)", environment)}
     return ours is not None and bool(numbers) and ours not in numbers
 
 
