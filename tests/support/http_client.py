@@ -121,6 +121,8 @@ class Http2:
         self.ended: dict[int, dict[str, str]] = {}
         self.reset: dict[int, int] = {}
         self.bodies: dict[int, bytes] = {}
+        self.trailers: dict[int, dict[str, str]] = {}
+        self.finished: set[int] = set()
         self.goodbye: int | None = None
         self.pongs = 0
         self.flush()
@@ -168,6 +170,10 @@ class Http2:
             case h2.events.DataReceived():
                 self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
                 self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            case h2.events.TrailersReceived():
+                self.trailers[event.stream_id] = dict(event.headers)
+            case h2.events.StreamEnded():
+                self.finished.add(event.stream_id)
             case h2.events.StreamReset():
                 self.reset[event.stream_id] = int(event.error_code)
             case h2.events.PingAckReceived():

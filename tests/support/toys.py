@@ -39,6 +39,7 @@ class Seen:
 class Toy:
     """A container: an HTTP/1.1 server that remembers what it was asked.
 
+    A path in `raw` is answered with those bytes and the end of the connection.
     `/ws` upgrades and echoes, `/events` streams one event for each `release`, `/download/<bytes>` and `/upload` move
     bytes, `/slow` answers at `release`, `/die` hangs up, and all else says who answered.
     """
@@ -49,6 +50,7 @@ class Toy:
     heads: int = 0
     connections: int = 0
     open_connections: int = 0
+    raw: dict[str, bytes] = field(default_factory=dict)
     release: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     @asynccontextmanager
@@ -93,6 +95,11 @@ class Toy:
             line, *fields = head[:-4].split("\r\n")
             headers = [(name.lower(), value.strip()) for name, _, value in (each.partition(":") for each in fields)]
             path = line.split(" ")[1].partition("?")[0]
+            if path in self.raw:
+                self.seen.append(Seen(line=line, headers=headers, body_bytes=0))
+                writer.write(self.raw[path])
+                await writer.drain()
+                return
             if path == "/ws":
                 self.seen.append(Seen(line=line, headers=headers, body_bytes=0))
                 await self._echo(reader, writer)

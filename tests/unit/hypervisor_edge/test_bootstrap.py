@@ -14,7 +14,14 @@ from cellmesh.hypervisor.edge.binary import ConfigurationRefused, Envoy
 from cellmesh.hypervisor.edge.bootstrap import bootstrap, write
 from cellmesh.hypervisor.edge.certificate import EdgeAuthority, secret
 from cellmesh.hypervisor.edge.options import EdgeMisconfigured, EdgeOptions, Listener
-from cellmesh.hypervisor.edge.proof import RouteUnauthorized, require_authorized, ways_around
+from cellmesh.hypervisor.edge.proof import (
+    AnswersUnfiltered,
+    RouteUnauthorized,
+    require_authorized,
+    require_filtered_answers,
+    unfiltered_answers,
+    ways_around,
+)
 
 Config = dict[str, Any]
 AUTHORIZE = "envoy.filters.http.ext_authz"
@@ -112,6 +119,54 @@ def test_a_planted_way_around_is_found(planted: str, tmp_path: Path) -> None:
     PLANTED[planted](config)
     with pytest.raises(RouteUnauthorized):
         require_authorized(config)
+
+
+def router(config: Config) -> Config:
+    """Return the settings of the router."""
+    return manager(config)["http_filters"][-1]["typed_config"]
+
+
+UNFILTERED: dict[str, Callable[[Config], Any]] = {
+    "no filters": lambda config: router(config).pop("upstream_http_filters"),
+    "cookies pass": lambda config: router(config)["upstream_http_filters"].pop(0),
+    "headers pass": lambda config: router(config)["upstream_http_filters"].pop(1),
+    "one header passes": lambda config: router(config)["upstream_http_filters"][1]["typed_config"]["mutations"][
+        "response_mutations"
+    ].pop(3),
+    "trailers pass": lambda config: router(config)["upstream_http_filters"][1]["typed_config"]["mutations"].pop(
+        "response_trailers_mutations"
+    ),
+    "a filter that is off": lambda config: router(config)["upstream_http_filters"][0].update(disabled=True),
+    "any status": lambda config: manager(config)["http_filters"].pop(0),
+    "informational answers": lambda config: manager(config).update(proxy_100_continue=True),
+    "a route with settings": lambda config: host(config)["routes"][-1]["typed_per_filter_config"].update(
+        {"cellmesh.cookies": {"disabled": True}}
+    ),
+    "a host with settings": lambda config: host(config).update(typed_per_filter_config={"cellmesh.host_only": {}}),
+    "routes with settings": lambda config: manager(config)["route_config"].update(
+        typed_per_filter_config={"cellmesh.host_only": {}}
+    ),
+    "a cluster with filters": lambda config: config["static_resources"]["clusters"][0][
+        "typed_extension_protocol_options"
+    ]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"].update(http_filters=[]),
+}
+
+
+def test_every_answer_is_filtered(tmp_path: Path) -> None:
+    """Prove by a walk of the whole configuration that no endpoint's answer passes as it is."""
+    assert list(unfiltered_answers(bootstrap(options(tmp_path)))) == []
+
+
+@pytest.mark.parametrize("planted", UNFILTERED)
+@pytest.mark.parametrize("listener", range(3))
+def test_an_answer_that_passes_as_it_is_is_found(planted: str, listener: int, tmp_path: Path) -> None:
+    """Prove that the walk can fail, whichever listener has the gap."""
+    config = copy.deepcopy(bootstrap(options(tmp_path)))
+    listeners = config["static_resources"]["listeners"]  # type: ignore[index]
+    listeners[0], listeners[listener] = listeners[listener], listeners[0]
+    UNFILTERED[planted](config)
+    with pytest.raises(AnswersUnfiltered):
+        require_filtered_answers(config)
 
 
 def test_nothing_tunnels_and_no_name_is_any_name(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cellmesh.hypervisor.edge.admin import DRAIN_PATH
 from cellmesh.hypervisor.edge.connections import AUTHORIZER_CLUSTER, OTLP_CLUSTER, connection_manager
 from cellmesh.hypervisor.edge.options import EdgeOptions, Json, Listener, seconds, typed
-from cellmesh.hypervisor.edge.proof import require_authorized
+from cellmesh.hypervisor.edge.proof import require_authorized, require_filtered_answers
 from cellmesh.hypervisor.limits import Limits
 
 _HYPERVISOR_CLUSTER = "hypervisor"
@@ -42,7 +42,7 @@ _OTHER_COUNTERS = (
 
 
 def bootstrap(options: EdgeOptions) -> Json:
-    """Return the whole configuration; raise RouteUnauthorized if a request could pass without being asked about."""
+    """Return the whole configuration; raise RouteUnauthorized or AnswersUnfiltered if it has a way around."""
     config: Json = {
         "node": {"id": "edge", "cluster": "edge"},
         "admin": {
@@ -65,6 +65,7 @@ def bootstrap(options: EdgeOptions) -> Json:
         "cluster_manager": {"enable_deferred_cluster_creation": True},
     }
     require_authorized(config)
+    require_filtered_answers(config)
     return config
 
 

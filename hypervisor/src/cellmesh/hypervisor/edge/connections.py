@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cellmesh.hypervisor.edge.access_log import PATH_STATE, USER_STATE, access_log
+from cellmesh.hypervisor.edge.answers import status_filter, upstream_filters
 from cellmesh.hypervisor.edge.options import EdgeOptions, Json, seconds, typed
 from cellmesh.hypervisor.edge.replies import local_replies
 from cellmesh.hypervisor.edge.routes import AUTHORIZE, NAME_ROUTE, NAME_SIDECAR, USER_HEADER, route_configuration
@@ -57,6 +58,7 @@ def connection_manager(options: EdgeOptions, *, tls: bool) -> Json:
 
 def _http_filters(options: EdgeOptions) -> list[Json]:
     return [
+        status_filter(),
         # Kept from here, as the log cannot see it once a prefix is taken off, or the authorizer has refused.
         _filter("cellmesh.path", _state(PATH_STATE, "%PATH(NQ)%")),
         _filter(AUTHORIZE, _authorizer(options)),
@@ -71,7 +73,9 @@ def _http_filters(options: EdgeOptions) -> list[Json]:
         _filter("cellmesh.user", _state(USER_STATE, f"%REQ({USER_HEADER})%", clear_route_cache=True)),
         _filter(
             "envoy.filters.http.router",
-            typed(f"{_FILTERS}.router.v3.Router", suppress_envoy_headers=True),
+            typed(
+                f"{_FILTERS}.router.v3.Router", suppress_envoy_headers=True, upstream_http_filters=upstream_filters()
+            ),
         ),
     ]
 

@@ -1,15 +1,17 @@
-"""Shows of a configuration that no request reaches a cluster without the authorizer's word."""
+"""Checks a configuration: each request is authorized, and each answer loses what only the edge may say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from cellmesh.hypervisor.edge.answers import COOKIES, HOST_ONLY, STATUS, status_filter, upstream_filters
 from cellmesh.hypervisor.edge.options import Json
 from cellmesh.hypervisor.edge.routes import AUTHORIZE
 
 _HCM = "envoy.filters.network.http_connection_manager"
 _AUTHORIZER_TYPE = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"
 _PER_ROUTE_TYPE = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"
+_PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _ROUTER = "envoy.filters.http.router"
 # Each of them lets requests pass that nobody was asked about.
 _WAYS_AROUND = (
@@ -30,6 +32,51 @@ def require_authorized(config: Json) -> None:
     """Raise RouteUnauthorized unless every route to a cluster asks the authorizer."""
     if faults := list(ways_around(config)):
         raise RouteUnauthorized("A request could pass without the authorizer's word: " + "; ".join(faults) + ".")
+
+
+class AnswersUnfiltered(ValueError):
+    """A configuration lets an app's answer pass as it is; the message says where."""
+
+
+def require_filtered_answers(config: Json) -> None:
+    """Raise AnswersUnfiltered unless every answer of an endpoint passes the filters of answers."""
+    if faults := list(unfiltered_answers(config)):
+        raise AnswersUnfiltered("An app's answer could pass as it is: " + "; ".join(faults) + ".")
+
+
+def unfiltered_answers(config: Json) -> Iterator[str]:
+    """Yield where an endpoint's answer could pass without the filters of answers."""
+    static = _dict(config.get("static_resources"))
+    for cluster in _dicts(static.get("clusters")):
+        # Filters of a cluster replace those of the router.
+        options = _dict(_dict(cluster.get("typed_extension_protocol_options")).get(_PROTOCOL_OPTIONS))
+        if "http_filters" in options:
+            yield f"cluster {cluster.get('name')} has filters of its own"
+    for listener in _dicts(static.get("listeners")):
+        for chain in _dicts(listener.get("filter_chains")):
+            for network_filter in _dicts(chain.get("filters")):
+                manager = _dict(network_filter.get("typed_config"))
+                yield from (f"{listener.get('name')}: {fault}" for fault in _of_answers(manager))
+
+
+def _of_answers(manager: Json) -> Iterator[str]:
+    configuration = _dict(manager.get("route_config"))
+    hosts = _dicts(configuration.get("virtual_hosts"))
+    routes = [route for host in hosts for route in _routes(host)]
+    if all("route" not in route for _, route in routes):
+        return
+    filters = _dicts(manager.get("http_filters"))
+    routers = [_dict(each.get("typed_config")) for each in filters if each.get("name") == _ROUTER]
+    if [router.get("upstream_http_filters") for router in routers] != [upstream_filters()]:
+        yield "the router has other filters of answers"
+    if status_filter() not in filters:
+        yield "a status that does not exist passes"
+    if manager.get("proxy_100_continue"):
+        yield "informational answers pass"
+    scopes = [("route_config", configuration), *((str(host.get("name")), host) for host in hosts), *routes]
+    for label, scope in scopes:
+        if {COOKIES, HOST_ONLY, STATUS} & set(_dict(scope.get("typed_per_filter_config"))):
+            yield f"{label} has its own settings of these filters"
 
 
 def ways_around(config: Json) -> Iterator[str]:

@@ -70,10 +70,24 @@ _REPLIES = (
     _Reply(
         reason="CONTAINER_HUNG_UP",
         message="The container ended the connection before it had answered. Look at its logs, then try again.",
-        flags=("UC", "UR", "UPE"),
+        flags=("UC", "UR"),
         status=502,
         # One that takes long to open its port counts as running before, unless it has a probe.
         refresh=5,
+    ),
+    _Reply(
+        reason="CONTAINER_ANSWER_INVALID",
+        message=(
+            "The container's answer could not be read. It broke off, is not HTTP/1.1, or has more headers than are "
+            "passed on; look at the container's logs."
+        ),
+        flags=("UPE",),
+        status=502,
+    ),
+    _Reply(
+        reason="CONTAINER_STATUS_UNKNOWN",
+        message="The container answered with a status that does not exist. Have it answer with one from 200 to 599.",
+        from_status=502,
     ),
     _Reply(
         reason="TOO_SLOW",

@@ -15,6 +15,7 @@ from cellmesh.envoy.cluster.v3 import cluster_pb2
 from cellmesh.envoy.discovery.v3 import discovery_pb2
 from cellmesh.envoy.endpoint.v3 import endpoint_pb2
 from cellmesh.envoy.upstream.v3 import http_protocol_options_pb2
+from cellmesh.hypervisor.edge.answers import ACTIVATOR, ROLE
 from cellmesh.hypervisor.edge.endpoint import Endpoint
 from cellmesh.hypervisor.limits import RouteLimits
 
@@ -67,7 +68,9 @@ def cluster(name: str, limits: RouteLimits) -> discovery_pb2.Resource:
 def assignment(name: str, endpoint: Endpoint) -> discovery_pb2.Resource:
     """Return where the requests of a cluster go."""
     owner = Struct()
-    if endpoint.vm_id:
+    if not endpoint.vm_id:
+        owner.update({ROLE: ACTIVATOR})
+    else:
         # Numbers as text: a Struct knows floating point only.
         owner.update(
             {

@@ -49,7 +49,6 @@ def route_configuration(options: EdgeOptions) -> Json:
             }
         ],
         "request_headers_to_remove": [ROUTE_HEADER],
-        "response_headers_to_remove": ["server", "x-powered-by"],
         # Names of clusters come by discovery, at any time.
         "validate_clusters": False,
     }
@@ -112,6 +111,8 @@ def _refusals() -> list[Json]:
         _refusal({"prefix": "/", "headers": [{"name": ":method", "string_match": {"exact": "TRACE"}}]}, _NOT_ALLOWED),
         # The authorizer would be shown another text than the one that was sent (CVE-2023-27488).
         *(_refusal({"prefix": "/", "headers": [_present(name), _not_ascii(name)]}, _BAD_REQUEST) for name in _SECRETS),
+        # A script at `/dev` is allowed by browsers to serve all of `/`, and one at `/_/notes` all sidecars.
+        _refusal({"safe_regex": {"regex": f"/(dev|_/{_NAME})"}, "headers": [_present("service-worker")]}, _NOT_FOUND),
         # Some apps take `/dev;x/` for `/dev/`.
         _refusal({"safe_regex": {"regex": "/(?i:dev|_|[.]cellmesh);.*"}}, _BAD_REQUEST),
         _refusal({"safe_regex": {"regex": "/_/[^/]*;.*"}}, _BAD_REQUEST),
