@@ -27,7 +27,7 @@ _LATE = 0.5
 _DRAIN = timedelta(seconds=10)
 """Long enough to kill the hypervisor before."""
 # What Envoy says by itself when it asks a container that is not there, or not any more.
-_TOO_LATE = frozenset({"CONTAINER_UNREACHABLE", "CONTAINER_HUNG_UP"})
+_TOO_LATE = frozenset({"CONTAINER_UNREACHABLE", "CONTAINER_HUNG_UP", "CONTAINER_ANSWER_INVALID"})
 
 pytestmark = [pytest.mark.chaos, pytest.mark.asyncio]
 

@@ -59,6 +59,16 @@ def test_bearer_says_who_asks_and_does_not_reach_the_app() -> None:
 
 
 @pytest.mark.parametrize(
+    "authorization",
+    ["Basic eA==", "Bearer the-apps-own", f"Bearer {USER}", 'Digest username="a", realm="b"', "odd", ""],
+)
+def test_authorization_of_the_app_passes_beside_a_session(authorization: str) -> None:
+    """The session says who asks and is taken away; a header that is no token of the authenticator's stays."""
+    headers = {"cookie": SESSION, "authorization": authorization}
+    assert decide(_request(headers=headers)) == Allowed(user_id=USER, removed=("cookie",))
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         {"cookie": f"{SESSION}; {SESSION}"},
@@ -85,7 +95,8 @@ def test_bearer_says_who_asks_and_does_not_reach_the_app() -> None:
         {"authorization": f"{BEARER}, Basic eA=="},
         {"authorization": f"{BEARER}\r\nx-cellmesh-user: {OTHER}"},
         {"cookie": SESSION, "authorization": BEARER},
-        {"cookie": SESSION, "authorization": "Basic eA=="},
+        {"cookie": SESSION, "authorization": f"Bearer app, {BEARER}"},
+        {"cookie": SESSION, "authorization": "bearer  DEV-malformed"},
     ],
     ids=repr,
 )

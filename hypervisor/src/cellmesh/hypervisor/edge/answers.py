@@ -136,7 +136,8 @@ def status_filter() -> Json:
 
 def _removed() -> list[Json]:
     prefixes: list[Json] = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in HOST_PREFIXES]
-    return [*prefixes, *({"remove": name} for name in HOST_HEADERS)]
+    names: list[Json] = [{"remove": name} for name in HOST_HEADERS]
+    return prefixes + names
 
 
 def _set_role() -> Json:
