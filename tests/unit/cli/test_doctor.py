@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_people_get_lines_with_the_command_that_helps(cellmesh: Cellmesh) -> Non
     lines = cellmesh("doctor").stdout.splitlines()
     checks = [line for line in lines if not line.startswith(" ")]
     assert {line.split()[0] for line in checks} <= {"OK", "WARN", "FAIL"}
-    assert len(checks) == 18
+    assert len(checks) == 19
 
 
 def _with(machine: Machine, **changes: object) -> Machine:
@@ -171,3 +172,25 @@ def _with(machine: Machine, **changes: object) -> Machine:
 
 def _is_open_to_all(path: Path) -> bool:
     return all(directory.stat().st_mode & 0o001 for directory in path.parents)
+
+
+@pytest.mark.parametrize("name", ["run_dir", "state_dir"])
+def test_a_directory_that_other_uids_cannot_pass_is_named(machine: Machine, tmp_path: Path, name: str) -> None:
+    """Root's node below a 0700 directory is FAIL with the chmod that mends it, and after that chmod it is not named."""
+    closed = tmp_path / "closed for others"
+    closed.mkdir(mode=0o700)
+    usual = {"uid": 0, "run_dir": Path("/run/cellmesh"), "state_dir": Path("/var/lib/cellmesh")}
+    there = replace(machine, **{**usual, name: closed / "made later" / "node"})
+    found = host.check_passage(there)
+    assert found.verdict is Verdict.FAIL
+    assert str(closed) in found.message
+    assert "chmod o+x" in found.fix
+    assert f"'{closed}'" in found.fix
+    subprocess.run(found.fix.partition(";")[0], shell=True, check=True)  # noqa: S602  # as a person does
+    assert host.check_passage(there).verdict is Verdict.OK
+
+
+def test_a_node_without_uids_of_its_own_may_lie_anywhere(machine: Machine, tmp_path: Path) -> None:
+    """A user who is not root runs VMs under their own uid, which passes where they do."""
+    tmp_path.chmod(0o700)
+    assert host.check_passage(replace(machine, run_dir=tmp_path / "run")).verdict is Verdict.OK

@@ -23,7 +23,7 @@ from cellmesh.cli.connection import connect
 from cellmesh.cli.edge_address import answers, check_free, parse_listen
 from cellmesh.cli.errors import CliError, UsageError
 from cellmesh.cli.output import Output
-from cellmesh.cli.up.child import Child, Program, last_words
+from cellmesh.cli.up.child import Child, Program, last_words, open_log
 from cellmesh.cli.up.envoy import command, lowered
 from cellmesh.cli.up.node import _stop_once, _stop_vms
 from cellmesh.mesh import status
@@ -101,6 +101,35 @@ async def test_what_does_not_listen_to_reason_is_killed(tmp_path: Path) -> None:
     await until(lambda: (tmp_path / "log").read_bytes() == b"1\n")
     await child.stop(0.1)
     assert (child.pid, child.exit_code) == (0, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("left", [None, 0o644], ids=["new", "left readable by all"])
+def test_a_log_is_its_owners_alone(tmp_path: Path, left: int | None) -> None:
+    """A log is 0600 whatever the umask, one that an earlier node left readable too; what was in it stays."""
+    log = tmp_path / "hypervisor.log"
+    if left is not None:
+        log.write_bytes(b"before ")
+        log.chmod(left)
+    umask = os.umask(0)
+    try:
+        with open_log(log) as sink:
+            sink.write(b"after")
+        control = tmp_path / "control.log"
+        control.open("ab").close()
+    finally:
+        os.umask(umask)
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert log.read_bytes() == (b"after" if left is None else b"before after")
+    # Without the mode given, another uid could read it.
+    assert control.stat().st_mode & 0o004
+
+
+def test_a_log_is_never_written_through_a_link(tmp_path: Path) -> None:
+    """A link in the place of the log is refused, and what it names stays as it is."""
+    (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"):
+        open_log(tmp_path / "log")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_the_end_of_a_log_is_safe_to_print(tmp_path: Path) -> None:

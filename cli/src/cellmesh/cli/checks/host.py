@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +51,31 @@ def check_path_length(machine: Machine) -> Finding:
         message=f"Sockets below {machine.run_dir} would have names of {longest} bytes, too many.",
         fix="export CELLMESH_RUN_DIR=/run/cellmesh",
     )
+
+
+def check_passage(machine: Machine) -> Finding:
+    """Look whether the uids of VMs and of the edge can pass through the parents of the node's directories.
+
+    The node opens its own two directories itself; what lies above them belongs to somebody else.
+    """
+    if machine.uid != 0:
+        return Finding(name="passage", verdict=Verdict.OK, message="VMs and the edge run as this user.")
+    closed = sorted({parent for top in (machine.run_dir, machine.state_dir) for parent in _closed_parents(top)})
+    if not closed:
+        return Finding(name="passage", verdict=Verdict.OK, message="VMs and the edge can reach their directories.")
+    command = shlex.join(["chmod", "o+x", *map(str, closed)])
+    return Finding(
+        name="passage",
+        verdict=Verdict.FAIL,
+        message=f"The uids of VMs and of the edge cannot pass through {', '.join(map(str, closed))}.",
+        fix=f"{command}; or put CELLMESH_RUN_DIR and CELLMESH_STATE_DIR elsewhere",
+    )
+
+
+def _closed_parents(top: Path) -> list[Path]:
+    """Return the directories above `top` that let other uids not pass; one that is not there yet will be made open."""
+    above = [parent for parent in top.resolve().parents if parent.is_dir()]
+    return [parent for parent in above if not parent.stat().st_mode & stat.S_IXOTH]
 
 
 def check_guest_image(machine: Machine) -> Finding:

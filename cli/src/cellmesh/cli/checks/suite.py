@@ -26,6 +26,7 @@ def examine(machine: Machine) -> list[Finding]:
         kernel.check_user_namespaces(machine),
         host.check_space(machine),
         host.check_path_length(machine),
+        host.check_passage(machine),
         host.check_python(),
         host.check_protobuf(),
         host.check_sqlite(),

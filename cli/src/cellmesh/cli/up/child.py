@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from cellmesh.cli.text import printable
 
@@ -18,6 +19,7 @@ _GOOD_RUN_SECONDS = 30.0
 """After a run this long the waits begin anew."""
 _LOG_LINES = 20
 _LOG_BYTES = 16 * 1024
+_LOG_MODE = 0o600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class Child:
     async def start(self) -> None:
         """Start it."""
         program = self._program
-        with program.log.open("ab") as sink:
+        with open_log(program.log) as sink:
             self._process = await asyncio.create_subprocess_exec(
                 *program.argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -103,6 +105,17 @@ class Child:
     def last_words(self) -> tuple[str, ...]:
         """Return the end of its log, made safe for a terminal."""
         return last_words(self._program.log)
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Open a log to append to it, made readable by its owner only. Raises OSError, also for a symbolic link.
+
+    VMs and the edge run under other uids and pass through the directory of the logs.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, _LOG_MODE)
+    os.fchmod(descriptor, _LOG_MODE)
+    return os.fdopen(descriptor, "ab")
 
 
 def last_words(log: Path) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from cellmesh.cli.settings import (
     VMM_VARIABLE,
     Settings,
 )
-from cellmesh.cli.up.child import last_words
+from cellmesh.cli.up.child import last_words, open_log
 
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -46,7 +46,7 @@ class HypervisorProcess:
             # The uids of VMs have to pass through both; what is private in them is 0700 or 0600 itself.
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         log = settings.run_dir / "hypervisor.log"
-        with log.open("ab") as sink:
+        with open_log(log) as sink:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
