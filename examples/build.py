@@ -58,7 +58,6 @@ def base_tree(cache: BuildCache) -> Tree:
         "etc/passwd", File(content=f"root:x:0:0:root:/root:/bin/sh\napp:x:{USER}:{USER}:app:/app:/bin/sh\n".encode())
     )
     tree.put("etc/group", File(content=f"root:x:0:\napp:x:{USER}:\n".encode()))
-    tree.put("etc/hosts", File(content=b"127.0.0.1 localhost\n"))
     tree.put("tmp", Directory(mode=0o1777))
     for name in ("dev", "proc", "root", "run", "sys", "var"):
         tree.put(name, Directory())

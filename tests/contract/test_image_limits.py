@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cellmesh.guest.containers import image as agent
+from cellmesh.guest.containers import users
 from cellmesh.image import config, limits
 
-AGENT_LIMITS = {"MAX_CONFIG": agent._CONFIG_LIMIT, "MAX_ID": agent._MAX_ID}  # they have no other name
+AGENT_LIMITS = {"MAX_CONFIG": agent._CONFIG_LIMIT, "MAX_ID": users._MAX_ID}  # they have no other name
 
 
 def test_the_agents_limits_are_those_of_the_import() -> None:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +51,21 @@ def example_with(store: ImageStore, **settings: object) -> str:
     """Import the example `live` with other settings into a store; return its digest."""
     with _layouts() as layouts:
         return store.import_container(oci.configure(layouts / "live", **settings))
+
+
+def odd_images(layers: Mapping[str, tuple[bytes, Mapping[str, object]]]) -> dict[str, ContainerImage]:
+    """Return, by name, the example `live` with one more layer and other settings for each."""
+    store = shared_store()
+    with _layouts() as layouts:
+        found = {}
+        for name, (layer, settings) in layers.items():
+            copy = layouts.parent / f"{layouts.name}-{name}"
+            shutil.copytree(layouts / "live", copy)
+            try:
+                found[name] = store.container(store.import_container(oci.extend(copy, layer, **settings)))
+            finally:
+                shutil.rmtree(copy)
+        return found
 
 
 @contextmanager

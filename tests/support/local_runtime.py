@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -59,6 +60,7 @@ class LocalContainer:
         self.cgroup = Cgroup(directory)
         self.network = network or NetworkNamespace(os.open("/proc/self/ns/net", os.O_RDONLY))
         self._owns_network = network is None
+        self.stop_signal: int = signal.SIGTERM
         self.removed = False
 
     async def execute(self, command: Command, stdio: Stdio) -> Process:

@@ -109,6 +109,20 @@ def configure(target: Path, **settings: object) -> Path:
     return target
 
 
+def extend(target: Path, layer: bytes, **settings: object) -> Path:
+    """Put one more layer on the one image of a layout, and set parts of its configuration, such as `User`."""
+    blobs = target / "blobs/sha256"
+    (image,) = json.loads((target / "index.json").read_bytes())["manifests"]
+    manifest = _load(blobs, image["digest"])
+    config = _load(blobs, manifest["config"]["digest"])
+    config["config"].update(settings)
+    config["rootfs"]["diff_ids"].append(digest(layer))
+    manifest["config"] = keep_blob(blobs, json.dumps(config).encode(), manifest["config"]["mediaType"])
+    manifest["layers"].append(keep_blob(blobs, layer, "application/vnd.oci.image.layer.v1.tar"))
+    write_index(target, [{**image, **keep_blob(blobs, json.dumps(manifest).encode(), image["mediaType"])}])
+    return target
+
+
 def pack_layout(source: Path, target: Path) -> Path:
     """Pack a layout directory into one gzipped tar."""
     with tarfile.open(target, "w:gz") as archive:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cellmesh.guest.containers.bundle import IDS_PER_CONTAINER, Bundle, first_id, oci_configuration, process
-from cellmesh.guest.containers.image import ImageConfig, User
+from cellmesh.guest.containers.image import ImageConfig
 from cellmesh.guest.containers.model import ContainerSpec
+from cellmesh.guest.containers.users import User
 from support.local_runtime import IMAGE
 
 _PARTS = Bundle(
@@ -25,7 +26,8 @@ _PARTS = Bundle(
         user=User(uid=1000, gid=1000, home="/home/app"),
     ),
     rootfs=Path("/run/root"),
-    persistent=[(Path("/data/persist/live/srv+keep"), "/srv/keep")],
+    persistent=[(Path("/data/persist/live/srv+keep"), "/srv/keep"), (Path("/data/persist/live/etc"), "/etc")],
+    etc_files=[(Path("/run/live/etc/hosts"), "/etc/hosts")],
     network_namespace="/proc/1/fd/9",
     cgroup="/containers/live",
     seccomp_listener="/run/cellmesh/seccomp.sock",
@@ -65,16 +67,31 @@ def test_a_user_has_no_capability_and_root_only_those_over_its_own_files() -> No
     assert not root["capabilities"]["inheritable"]
 
 
-def test_no_mount_but_a_lasting_one_comes_from_the_machine() -> None:
-    """Nothing of the machine is bound into a container except its own directories."""
+def test_no_writable_mount_but_its_own_comes_from_the_machine() -> None:
+    """Only the container's own directories and files are bound writable; what it sees of the kernel is read-only."""
     mounts = _configuration()["mounts"]
     bound = [mount for mount in mounts if mount["type"] == "bind"]
-    assert [(mount["source"], mount["destination"]) for mount in bound] == [
-        ("/data/persist/live/srv+keep", "/srv/keep")
+    assert [(mount["source"], mount["destination"]) for mount in bound if "ro" not in mount["options"]] == [
+        ("/data/persist/live/srv+keep", "/srv/keep"),
+        ("/data/persist/live/etc", "/etc"),
+        ("/run/live/etc/hosts", "/etc/hosts"),
     ]
+    assert {mount["source"] for mount in bound if "ro" in mount["options"]} <= {
+        "/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage"
+    }  # fmt: skip
     for mount in mounts:
-        assert "nosuid" in mount["options"]
+        assert {"nosuid", "nodev"} <= set(mount["options"]) or mount["destination"] in {"/dev", "/dev/pts"}
     assert "ro" in next(mount["options"] for mount in mounts if mount["type"] == "cgroup")
+    assert "/sys" in _configuration()["linux"]["readonlyPaths"]
+    order = [mount["destination"] for mount in mounts]
+    assert order.index("/sys") < order.index("/sys/fs/cgroup")
+
+
+def test_a_user_has_its_supplementary_groups_in_every_process() -> None:
+    """A container's own process and a command in it belong to the same groups."""
+    user = User(uid=1000, gid=1001, groups=(10, 44))
+    described: Any = process(argv=["/x"], variables=(), working_dir="/", user=user)
+    assert described["user"]["additionalGids"] == [10, 44]
 
 
 def test_the_kernel_is_not_configured_from_inside() -> None:

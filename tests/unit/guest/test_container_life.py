@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from pathlib import Path
 
@@ -116,6 +117,18 @@ async def test_stopping_asks_first() -> None:
         assert first == second
         assert (first.state, first.exit_code, first.reason) == (State.STOPPED, 7, "STOP_REQUESTED")
         assert (await cell.containers.stop("live")) == first
+
+
+async def test_a_stop_sends_the_signal_of_the_image() -> None:
+    """What the image names as its stop signal comes in place of SIGTERM."""
+    async with local_cell() as cell:
+        script = "trap 'exit 11' TERM; trap 'exit 12' QUIT; echo ready; while :; do sleep 0.05; done"
+        await cell.start("live", 1, _spec(*_shell(script)))
+        cell.runtime.started[0].stop_signal = signal.SIGQUIT
+        found = cell.containers.logs("live").find(0)
+        assert found is not None
+        await until(lambda: found[1].end > 0)
+        assert (await cell.containers.stop("live")).exit_code == 12
 
 
 async def test_who_does_not_go_is_killed() -> None:

@@ -18,9 +18,9 @@ import pytest
 
 from cellmesh.api.common.v1 import container_pb2
 from cellmesh.guest import vsock
-from cellmesh.guest.containers import ingress
+from cellmesh.guest.containers import ingress, probes
 from cellmesh.guest.containers.ingress import CONNECTIONS, Ingress, PortTaken
-from cellmesh.guest.containers.model import ContainerSpec, RestartMode, RestartPolicy, State
+from cellmesh.guest.containers.model import ContainerSpec, RestartMode, RestartPolicy, State, TcpProbe
 from cellmesh.guest.errors import ContainerStartFailed
 from cellmesh.guest.relay import Relay
 from cellmesh.guest.servicers import codec
@@ -41,16 +41,17 @@ def serve(connection):
             if data == b"die":
                 os._exit(1)
             connection.sendall(data)
-listener = socket.create_server(("127.0.0.1", int(sys.argv[2])), backlog=256)
+family = socket.AF_INET6 if ":" in sys.argv[3] else socket.AF_INET
+listener = socket.create_server((sys.argv[3], int(sys.argv[2])), family=family, backlog=256)
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 """
 """Says its name and its process id, then sends back what it gets."""
 
 
-def server(name: str, port: int = 8080) -> tuple[str, ...]:
+def server(name: str, port: int = 8080, address: str = "127.0.0.1") -> tuple[str, ...]:
     """Return the command line of a server."""
-    return (sys.executable, "-I", "-S", "-c", SERVER, name, str(port))
+    return (sys.executable, "-I", "-S", "-c", SERVER, name, str(port), address)
 
 
 def spec(*argv: str, http_port: int = 8080, mode: RestartMode = RestartMode.NEVER) -> ContainerSpec:
@@ -149,6 +150,17 @@ async def test_a_container_that_never_listens_is_a_close(monkeypatch: pytest.Mon
         assert who(cell, NEXT) == ""
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_a_server_is_reached_at_either_address_of_localhost(address: str) -> None:
+    """A development server that binds `localhost` may listen at one of its addresses alone."""
+    async with local_cell(apart=True) as cell:
+        await cell.start("live", 1, spec(*server("live", 8080, address)), LIVE)
+        assert await answered(cell, LIVE) == "live"
+        container = cell.containers.find_running("live")
+        for port, wanted in ((8080, True), (8081, False)):
+            assert await probes.is_well(TcpProbe(port=port), PATIENCE, container) is wanted
+
+
 @pytest.mark.parametrize("patient", [True, False])
 async def test_who_comes_before_the_server_listens_is_served_when_it_does(
     patient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,7 +171,7 @@ async def test_who_comes_before_the_server_listens_is_served_when_it_does(
     ready = tmp_path / "ready"
     late = f"while not __import__('os').path.exists({str(ready)!r}): __import__('time').sleep(0.01)\n{SERVER}"
     async with local_cell(apart=True) as cell:
-        await cell.start("live", 1, spec(sys.executable, "-I", "-S", "-c", late, "live", "8080"), LIVE)
+        await cell.start("live", 1, spec(sys.executable, "-I", "-S", "-c", late, *server("live")[-3:]), LIVE)
         with connected(cell, LIVE) as connection:
             with contextlib.nullcontext() if patient else contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(b"early")
@@ -207,7 +219,7 @@ async def test_a_new_generation_is_never_reached_the_old_way() -> None:
 async def test_connections_end_with_the_generation_even_if_a_process_does_not() -> None:
     """A process that outlives its container is cut off: what came for the container is not its any more."""
     async with local_cell(apart=True) as cell:
-        command = f"{sys.executable} -I -S -c '{SERVER}' live 8080 & exec sleep 1000"
+        command = f"{sys.executable} -I -S -c '{SERVER}' live 8080 127.0.0.1 & exec sleep 1000"
         await cell.start("live", 1, spec("/bin/sh", "-c", command), LIVE)
         await answered(cell, LIVE)
         with connected(cell, LIVE) as connection:

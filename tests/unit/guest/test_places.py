@@ -1,4 +1,4 @@
-"""What the agent finds on disks: serials, users, slots, lasting directories."""
+"""What the agent finds on disks: serials, images, slots, lasting directories."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 
 from cellmesh.guest import disks
 from cellmesh.guest.containers.cgroup import Cgroup
-from cellmesh.guest.containers.image import BadImage, User, find_user, read_image
+from cellmesh.guest.containers.image import BadImage, read_image
 from cellmesh.guest.containers.model import Resources
 from cellmesh.guest.containers.rootfs import Places, discard_layers, remove_discarded
 from cellmesh.guest.containers.slots import Slots
+from cellmesh.guest.containers.users import User
 
 
 def test_a_disk_is_found_by_its_serial(tmp_path: Path) -> None:
@@ -48,22 +49,6 @@ def test_an_image_says_how_it_is_started(tmp_path: Path) -> None:
     assert image.user == User(uid=1000, gid=50, home="/home/app")
 
 
-@pytest.mark.parametrize(
-    ("user", "found"),
-    [("", User(home="/root")), ("app", User(uid=1000, gid=1001, home="/home/app")), ("7:8", User(uid=7, gid=8))],
-)
-def test_users_are_found_by_name_and_number(tmp_path: Path, user: str, found: User) -> None:
-    """Names come from the image's tables; a number needs none."""
-    assert find_user(user, _image(tmp_path, {}) / "rootfs") == found
-
-
-@pytest.mark.parametrize("user", ["nobody", "app:nogroup", "70000", "1:70000"])
-def test_a_user_that_is_not_there_is_refused(tmp_path: Path, user: str) -> None:
-    """An unknown name, and an id beyond the container's range, are errors and never root."""
-    with pytest.raises(BadImage, match="image's"):
-        find_user(user, _image(tmp_path, {}) / "rootfs")
-
-
 @pytest.mark.parametrize("config", [[], {"env": "A=B"}, {"entrypoint": [1]}, {"user": 5}, {"cmd": ["a\0b"]}])
 def test_a_description_that_is_not_one_is_refused(tmp_path: Path, config: object) -> None:
     """Whatever an image's description holds, it is an error with a sentence or a configuration."""
@@ -71,13 +56,23 @@ def test_a_description_that_is_not_one_is_refused(tmp_path: Path, config: object
         read_image(_image(tmp_path, config))
 
 
-def test_an_image_cannot_point_at_the_agents_files(tmp_path: Path) -> None:
-    """A symlink in place of the image's user table is not followed."""
-    root = _image(tmp_path, {}) / "rootfs"
-    (root / "etc/passwd").unlink()
-    (root / "etc/passwd").symlink_to("/etc/passwd")
-    with pytest.raises(BadImage, match="not in its"):
-        find_user("root", root)
+@pytest.mark.parametrize(("config", "number"), [({}, 15), ({"stop_signal": 3}, 3), ({"stop_signal": 64}, 64)])
+def test_an_image_says_which_signal_stops_it(tmp_path: Path, config: dict[str, int], number: int) -> None:
+    """An image that was imported before signals were kept is stopped by SIGTERM."""
+    assert read_image(_image(tmp_path, config)).stop_signal == number
+
+
+@pytest.mark.parametrize("value", [0, 65, -9, "SIGQUIT", None, 9.0])
+def test_a_stop_signal_that_is_none_is_refused(tmp_path: Path, value: object) -> None:
+    """No other signal is sent in place of one that does not exist."""
+    with pytest.raises(BadImage, match="stop_signal"):
+        read_image(_image(tmp_path, {"stop_signal": value}))
+
+
+def test_a_description_with_a_large_environment_is_read(tmp_path: Path) -> None:
+    """Variables of all that execve takes are within the limit of the description."""
+    environment = [f"V{number}={'x' * 100_000}" for number in range(15)]
+    assert len(read_image(_image(tmp_path, {"env": environment})).environment) == 15
 
 
 def test_slots_stay_with_their_names(tmp_path: Path) -> None:

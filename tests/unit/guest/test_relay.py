@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import select
 import socket
@@ -134,6 +135,61 @@ def test_port_that_refuses_at_its_leisure_is_dialled_again(tmp_path: Path) -> No
             assert server.recv(5) == b"early"
             server.sendall(b"late")
             assert client.recv(4) == b"late"
+
+
+def test_another_address_is_dialled_at_once_when_one_refuses(tmp_path: Path) -> None:
+    """Without any patience a caller reaches a far side that listens at its second address only."""
+    order: list[str] = []
+
+    def dial(name: str) -> socket.socket:
+        order.append(name)
+        try:
+            return dial_unix(str(tmp_path / name))
+        except OSError as error:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "nothing listens") from error
+
+    dials = [functools.partial(dial, name) for name in ("first", "second")]
+    relay = Relay(listen_unix(str(tmp_path / "near")), *dials)
+    relay.start()
+    try:
+        for listening, tried in (("second", ["first", "second"]), ("first", ["first"])):
+            order.clear()
+            with listen_unix(str(tmp_path / listening)) as far, dial_unix(str(tmp_path / "near")) as client:
+                server, _ = far.accept()
+                with server:
+                    client.sendall(b"question")
+                    assert server.recv(8) == b"question"
+            assert order == tried
+    finally:
+        relay.close()
+
+
+def test_an_address_of_a_family_the_kernel_lacks_ends_no_wait(tmp_path: Path) -> None:
+    """The second address fails as where there is no IPv6; the first one is dialled on until it answers."""
+
+    def first() -> socket.socket:
+        try:
+            return dial_unix(str(tmp_path / "far"))
+        except OSError as error:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "not yet") from error
+
+    missed = threading.Semaphore(0)
+
+    def second() -> socket.socket:
+        missed.release()
+        raise OSError(errno.EAFNOSUPPORT, "no such family")
+
+    relay = Relay(listen_unix(str(tmp_path / "near")), first, second, patience=lambda: 60.0)
+    relay.start()
+    try:
+        with dial_unix(str(tmp_path / "near")) as client:
+            for _ in range(2):
+                assert missed.acquire(timeout=30)
+            with listen_unix(str(tmp_path / "far")) as far, far.accept()[0] as server:
+                server.sendall(b"late")
+                assert client.recv(4) == b"late"
+    finally:
+        relay.close()
 
 
 def test_dial_that_met_itself_is_dialled_again(tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ class ExitCode(IntEnum):
     """A fault of the node, or of this command."""
     EXEC_FAILED = 125
     """`exec`: the command could not be run, or was lost."""
+    EXEC_NOT_EXECUTABLE = 126
+    """`exec`: the program is there and may not be executed, as in a shell."""
+    EXEC_NOT_THERE = 127
+    """`exec`: there is no such program, as in a shell."""
     INTERRUPTED = 130
     """Ctrl-C."""
 

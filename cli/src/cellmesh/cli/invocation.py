@@ -18,6 +18,8 @@ from cellmesh.cli.output import Output
 from cellmesh.cli.refusal import explain
 from cellmesh.cli.settings import Settings, settings_from
 
+_OWN_CODES = frozenset({ExitCode.USAGE, ExitCode.EXEC_NOT_EXECUTABLE, ExitCode.EXEC_NOT_THERE})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
@@ -50,7 +52,7 @@ def call(context: typer.Context, body: Body, *, json_output: bool, failure_code:
 
 
 def run(context: typer.Context, body: LocalBody, *, json_output: bool, failure_code: ExitCode | None = None) -> None:
-    """Run a command; raises typer.Exit with its exit code, or `failure_code` for any failure but a wrong usage."""
+    """Run a command; raises typer.Exit with its exit code, or `failure_code` for failures not in _OWN_CODES."""
     output = Output(json_output=json_output)
     try:
         code = body(settings_of(context), output)
@@ -65,8 +67,7 @@ def run(context: typer.Context, body: LocalBody, *, json_output: bool, failure_c
         if failure is None:
             raise
         output.error(failure)
-        is_usage = failure.exit_code == ExitCode.USAGE
-        code = failure.exit_code if failure_code is None or is_usage else failure_code
+        code = failure.exit_code if failure_code is None or failure.exit_code in _OWN_CODES else failure_code
     raise typer.Exit(int(code or ExitCode.OK))
 
 

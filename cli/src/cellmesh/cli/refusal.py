@@ -54,6 +54,7 @@ _FIXES_BY_CODE = {
     "INVALID_ARGUMENT": "Correct the value; `--help` says what is allowed.",
     "INTERNAL": "This is a fault of the node; its log has the rest.",
 }
+_PROGRAM_EXIT_CODES = {"126": ExitCode.EXEC_NOT_EXECUTABLE, "127": ExitCode.EXEC_NOT_THERE}
 # After these the same stream may be opened again from where it was.
 _BROKEN_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 _BROKEN_REASONS = frozenset({"WATCHER_TOO_SLOW"})
@@ -67,6 +68,8 @@ def explain(error: Exception) -> CliError | None:
     code, reason, message = refusal
     fix = _FIXES.get(reason) or _FIXES_BY_CODE.get(code) or "Run `cellmesh doctor`, and look at the node's log."
     exit_code = _EXIT_CODES.get(code, ExitCode.INTERNAL)
+    if isinstance(error, MeshError) and reason == "EXEC_START_FAILED":
+        exit_code = _PROGRAM_EXIT_CODES.get(error.metadata.get("exit_code", ""), exit_code)
     return CliError(message or f"The node answered {code}.", fix, exit_code=exit_code, reason=reason or code)
 
 

@@ -10,6 +10,11 @@ class GuestError(Exception):
     reason: ClassVar[str]
     domain: ClassVar[str] = "guest.cellmesh"
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a program that reads the error needs besides the sentence."""
+        return {}
+
 
 class InvalidRequest(GuestError):
     """A field breaks a rule the agent's own safety depends on."""
@@ -98,10 +103,19 @@ class ExecNotFound(GuestError):
 
 
 class ExecStartFailed(GuestError):
-    """The command could not be started."""
+    """The command could not be started; `exit_code` is what a shell would end with, if it is the program's fault."""
 
     code = "FAILED_PRECONDITION"
     reason = "EXEC_START_FAILED"
+
+    def __init__(self, message: str, *, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return `exit_code`, in digits, if there is one."""
+        return {} if self.exit_code is None else {"exit_code": str(self.exit_code)}
 
 
 class ExecOffsetGone(GuestError):

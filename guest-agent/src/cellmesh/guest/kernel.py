@@ -1,6 +1,7 @@
 """The system calls Python has no function for, by libc."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterable
 from typing import NoReturn
@@ -21,6 +22,10 @@ _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
 _MOUNT_SETATTR = 442
+_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_IN_ROOT = 0x10
+_OPENAT2_TRIES = 32
 _OPEN_TREE_CLONE = 1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -43,6 +48,10 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def _checked(result: int, what: str) -> int:
@@ -75,6 +84,21 @@ def mount_idmapped(source: str, target: str, user_namespace: int) -> None:
         _checked(moved, target)
     finally:
         os.close(tree)
+
+
+def open_in_root(root: int, path: str, flags: int) -> int:
+    """Open `path` as a process would whose root directory is the descriptor `root`: no link leads outside it.
+
+    Returns a descriptor; raises OSError.
+    """
+    how = _OpenHow(flags=flags | os.O_CLOEXEC, resolve=_RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    for _ in range(_OPENAT2_TRIES):
+        opened: int = _libc.syscall(_OPENAT2, root, os.fsencode(path), ctypes.byref(how), size)
+        # EAGAIN: a rename or mount elsewhere in the machine met a `..` of this path.
+        if opened >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
+    return _checked(opened, path)
 
 
 def unshare(flags: int) -> None:

@@ -16,7 +16,8 @@ from cellmesh.guest import kernel
 from cellmesh.guest.boot import raise_loopback
 
 _Result = TypeVar("_Result")
-_LOCALHOST = "127.0.0.1"
+LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+"""Families and addresses at which a server that listens on `localhost` may be found, in the order they are tried."""
 _CONNECT_TRIES = 2  # A server that does not accept lets callers wait once its queue is full; these take 7 s.
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 _ACCEPT_QUEUE = "512"
@@ -48,20 +49,20 @@ class NetworkNamespace:
 
         return _in_thread(enter)
 
-    def start_connect(self, port: int) -> socket.socket:
+    def start_connect(self, port: int, family: int = socket.AF_INET, address: str = "127.0.0.1") -> socket.socket:
         """Begin to connect to a port of its loopback; the socket does not block. Raises OSError.
 
         The calling thread stays in the namespace: it must be one that has nothing else to do.
         """
         kernel.enter_network(self._descriptor)
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        connection = socket.socket(family, socket.SOCK_STREAM)
         try:
             # What is passed on is written already as its sender wants it sent.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, _CONNECT_TRIES)
             connection.settimeout(0)
             with contextlib.suppress(BlockingIOError):
-                connection.connect((_LOCALHOST, port))
+                connection.connect((address, port))
         except BaseException:
             connection.close()
             raise

@@ -58,32 +58,34 @@ class _End:
 class _Caller:
     """A connection that has no far side yet, and until when one is looked for."""
 
-    __slots__ = ("again", "near", "until")
+    __slots__ = ("address", "again", "near", "until")
 
     def __init__(self, near: socket.socket, until: float) -> None:
         self.near = near
         self.until = until
         self.again = 0.0
         """When it is dialled for next."""
+        self.address = 0
+        """Index of the dial that is tried."""
 
 
 class Relay:
-    """Accepts on one socket and joins each connection to a freshly dialled one; `dial` has the thread for itself.
+    """Accepts on one socket and joins each connection to a freshly dialled one; dials have the thread to themselves.
 
+    A far side with several addresses has a dial for each: the next one is tried at once when one refuses.
     What a connection says before its far side is there waits in the kernel.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        dial: Dial,
-        *,
+        *dials: Dial,
         limit: int = 128,
         peer_cid: int | None = None,
         patience: Patience = no_patience,
     ) -> None:
         self._listener = listener
-        self._dial = dial
+        self._dials = dials
         self._limit = limit
         self._peer_cid = peer_cid
         self._patience = patience
@@ -156,7 +158,7 @@ class Relay:
 
     def _call(self, caller: _Caller) -> None:
         try:
-            far = self._dial()
+            far = self._dials[caller.address]()
         except OSError as error:
             self._refused(caller, error.errno)
             return
@@ -175,8 +177,15 @@ class Relay:
             self._join(_End(caller.near), _End(far))
 
     def _refused(self, caller: _Caller, refusal: int | None) -> None:
+        # Only the first address decides: a kernel without the family of another one refuses in its own way.
+        may_wait = caller.address > 0 or refusal == errno.ECONNREFUSED
+        if may_wait and caller.address + 1 < len(self._dials):
+            caller.address += 1
+            self._call(caller)
+            return
+        caller.address = 0
         caller.again = time.monotonic() + _REDIAL_AFTER
-        if refusal == errno.ECONNREFUSED and caller.again < caller.until:
+        if may_wait and caller.again < caller.until:
             self._waiting.append(caller)
         else:
             caller.near.close()
@@ -270,7 +279,7 @@ def met_itself(connection: socket.socket) -> int:
 
     The kernel joins such a socket to itself if nobody listens there, and then nobody else can.
     """
-    if connection.family != socket.AF_INET:
+    if connection.family not in {socket.AF_INET, socket.AF_INET6}:
         return 0
     with contextlib.suppress(OSError):  # it ended meanwhile
         if connection.getsockname() == connection.getpeername():

@@ -3,18 +3,21 @@
 Field numbers: https://github.com/googleapis/googleapis/blob/master/google/rpc/status.proto and error_details.proto.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _ERROR_INFO = b"type.googleapis.com/google.rpc.ErrorInfo"
 _RETRY_INFO = b"type.googleapis.com/google.rpc.RetryInfo"
 _VARINT = 0
 _BYTES = 2
 _LONGEST_DELAY = 300.0
+_NOTHING: Mapping[str, str] = {}
 
 
-def encode_status(code: int, message: str, reason: str, domain: str) -> bytes:
+def encode_status(code: int, message: str, reason: str, domain: str, metadata: Mapping[str, str] = _NOTHING) -> bytes:
     """Return a Status with one ErrorInfo."""
     info = _field(1, reason.encode()) + _field(2, domain.encode())
+    for key, value in metadata.items():
+        info += _field(3, _field(1, key.encode()) + _field(2, value.encode()))
     detail = _field(1, _ERROR_INFO) + _field(2, info)
     return _varint(1 << 3 | _VARINT) + _varint(code) + _field(2, message.encode()) + _field(3, detail)
 

@@ -43,9 +43,14 @@ def exec_(
         bool, typer.Option("--json", help="Print our own errors as JSON; output stays raw.")
     ] = False,
 ) -> None:
-    """Run a command in a container: its output, signals and exit code are as if it ran here; 125 is our failure."""
+    """Run a command in a container: its output, signals and exit code are as if it ran here.
+
+    125 is our failure; 126 and 127 are a program that is not executable or not there.
+    """
     if tty and not os.isatty(_STDIN):
         raise UsageError("Standard input is not a terminal.", "Leave -t out.")
+
+    _require_utf8([*argv, *(env or []), working_dir])
 
     async def body(session: Session) -> int:
         name = await find_container(session.node, target, user)
@@ -71,6 +76,21 @@ def exec_(
         return await _run(command, interactive=interactive, tty=tty)
 
     call(context, body, json_output=json_output, failure_code=ExitCode.EXEC_FAILED)
+
+
+def _require_utf8(texts: list[str]) -> None:
+    """Raise UsageError for a text that is not UTF-8: the contract has no other."""
+    for text in texts:
+        if not _is_utf8(text):
+            raise UsageError(f"{os.fsencode(text)!r:.200} is not UTF-8.", "Pass what is not UTF-8 by standard input.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_separator(argv: list[str]) -> list[str]:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellmesh.guest.containers.image import ImageConfig, User
+from cellmesh.guest.containers.image import ImageConfig
 from cellmesh.guest.containers.model import ContainerSpec
 from cellmesh.guest.containers.seccomp import seccomp_profile
+from cellmesh.guest.containers.users import User
 from cellmesh.guest.pools import PTYS_PER_CONTAINER
 
 IDS_PER_CONTAINER = 65536
@@ -41,7 +42,9 @@ _MASKED_PATHS = (
     "/proc/timer_list",
     "/proc/timer_stats",
 )
-_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
+_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/sys")
+# What runtimes and allocators read to size themselves. The rest of the machine's sysfs is of no use in a container.
+_SYSFS_PARTS = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class Bundle:
     image: ImageConfig
     rootfs: Path
     persistent: Sequence[tuple[Path, str]]
+    etc_files: Sequence[tuple[Path, str]] = ()
     network_namespace: str
     cgroup: str
     seccomp_listener: str
@@ -85,7 +89,7 @@ def process(
     sets = ("bounding", "effective", "permitted")
     return {
         "terminal": tty,
-        "user": {"uid": user.uid, "gid": user.gid, "umask": 0o022},
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups), "umask": 0o022},
         "args": list(argv),
         "env": [f"{name}={value}" for name, value in variables],
         "cwd": working_dir or "/",
@@ -109,7 +113,12 @@ def oci_configuration(bundle: Bundle) -> dict[str, object]:
             working_dir=spec.working_dir or image.working_dir,
             user=image.user,
         ),
-        "mounts": [*_system_mounts(), *(_persistent_mount(source, path) for source, path in bundle.persistent)],
+        "mounts": [
+            *_system_mounts(),
+            *(_bind(source, path, ["rbind", "rw", "nosuid", "nodev"]) for source, path in bundle.persistent),
+            # After a persistent /etc, which would cover them.
+            *(_bind(source, path, ["bind", "rw", "nosuid", "nodev", "noexec"]) for source, path in bundle.etc_files),
+        ],
         "linux": {
             "namespaces": _namespaces(bundle.network_namespace),
             "uidMappings": [_mapping(bundle.slot)],
@@ -144,6 +153,9 @@ def _system_mounts() -> list[dict[str, object]]:
         ),
         _mount("/dev/shm", "tmpfs", [*quiet, "mode=1777", "size=64m", "nr_inodes=16384"]),  # noqa: S108  # the container's own
         _mount("/dev/mqueue", "mqueue", quiet),
+        # sysfs itself belongs to the owner of the network namespace, which is the machine.
+        _mount("/sys", "tmpfs", [*quiet, "mode=755", "size=64k"]),
+        *(_bind(Path(part), part, ["rbind", "ro", *quiet]) for part in _SYSFS_PARTS if Path(part).is_dir()),
         _mount("/sys/fs/cgroup", "cgroup", [*quiet, "relatime", "ro"]),
     ]
 
@@ -152,6 +164,5 @@ def _mount(destination: str, kind: str, options: list[str]) -> dict[str, object]
     return {"destination": destination, "type": kind, "source": kind, "options": options}
 
 
-def _persistent_mount(source: Path, path: str) -> dict[str, object]:
-    options = ["rbind", "rw", "nosuid", "nodev"]
+def _bind(source: Path, path: str, options: list[str]) -> dict[str, object]:
     return {"destination": path, "type": "bind", "source": str(source), "options": options}

@@ -178,7 +178,7 @@ class Container:
     async def _stop_when_asked(self, running: RunningContainer) -> None:
         await self._stop.wait()
         self._update(state=State.STOPPING)
-        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(running.stop_signal)
         try:
             async with asyncio.timeout(self._grace):
                 await asyncio.shield(running.process.exited)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cellmesh.guest import boot, kernel
-from cellmesh.guest.containers import bundle, guard, rootfs
+from cellmesh.guest.containers import bundle, etc_files, guard, programs, rootfs
 from cellmesh.guest.containers.cgroup import Cgroup
 from cellmesh.guest.containers.datagrams import bound_datagrams
 from cellmesh.guest.containers.image import BadImage, ImageConfig, read_image
@@ -46,8 +46,10 @@ class Crun:
                 mounted = await asyncio.to_thread(rootfs.mount_image, self._places, spec.image_serial)
             image = read_image(mounted)
             _refuse_keys(spec, image)
-            if not bundle.command_line(spec, image):
+            argv = bundle.command_line(spec, image)
+            if not argv:
                 raise StartFailed("neither the specification nor the image names a program: set argv")
+            programs.check_size(argv, bundle.environment(spec, image, name))
             return await self._start(name, slot, spec, image, stdio)
         except BadImage as error:
             raise StartFailed(f"{error}; import the image again") from error
@@ -62,6 +64,8 @@ class Crun:
             (rootfs.prepare_persistent(self._places, name, path, slot, image.user), path)
             for path in spec.persistent_paths
         ]
+        home = self._places.run / name
+        etc = await asyncio.to_thread(etc_files.prepare, home, root, name, bundle.first_id(slot), lasting)
         if name not in self._networks:
             self._networks[name] = NetworkNamespace.create()
         network = self._networks[name]
@@ -77,11 +81,11 @@ class Crun:
             image=image,
             rootfs=root,
             persistent=lasting,
+            etc_files=etc,
             network_namespace=network.path,
             cgroup=f"/containers/{name}",
             seccomp_listener=str(_SECCOMP_SOCKET),
         )
-        home = self._places.run / name
         (home / "config.json").write_text(json.dumps(bundle.oci_configuration(parts)))
         launch = _Launch(self._reaper, home, "container")
         try:
@@ -111,16 +115,19 @@ class CrunContainer:
         self.process = process
         self.cgroup = cgroup
         self.network = network
+        self.stop_signal = parts.image.stop_signal
 
     async def execute(self, command: Command, stdio: Stdio) -> Process:
         """Run a command in it; raises StartFailed."""
         launch = self._describe(command)
-        return await launch.run(["exec", "--detach", f"--process={launch.description}"], self._parts.name, stdio)
+        flags = ["exec", "--detach", f"--process={launch.description}"]
+        with self._failures_explained(command):
+            return await launch.run(flags, self._parts.name, stdio)
 
     async def execute_on_terminal(self, command: Command, rows: int, columns: int) -> tuple[Process, int]:
         """Run a command on a terminal of its own; returns it and the terminal's other end. Raises StartFailed."""
         # crun sets the size beside the process it has let go already: until crun is done, no program may start to look.
-        with self._programs_held():
+        with self._programs_held(), self._failures_explained(command):
             launch = self._describe(command, {"height": rows, "width": columns})
             return await self._launch_on_terminal(launch)
 
@@ -132,6 +139,24 @@ class CrunContainer:
             yield
         finally:
             os.close(gate)
+
+    @contextlib.contextmanager
+    def _failures_explained(self, command: Command) -> Iterator[None]:
+        try:
+            yield
+        except StartFailed as error:
+            parts = self._parts
+            reason = programs.explain_failure(
+                self.process.pid,
+                bundle.first_id(parts.slot),
+                command.argv,
+                dict(self._variables(command)),
+                self._working_dir(command),
+                parts.image.user,
+            )
+            if reason is None:
+                raise
+            raise StartFailed(reason[1], exit_code=reason[0]) from error
 
     async def _launch_on_terminal(self, launch: "_Launch") -> tuple[Process, int]:
         path = launch.description.with_suffix(".tty")
@@ -161,21 +186,30 @@ class CrunContainer:
         await asyncio.shield(self.process.exited)
         await _delete(self._reaper, self._parts.name)
         await asyncio.to_thread(rootfs.unmount_root, rootfs.Places(run=self._home.parent), self._parts.name)
+        etc_files.remove(self._home)
         with contextlib.suppress(OSError):
             self.cgroup.remove()  # crun has removed it already, unless it could not.
 
-    def _describe(self, command: Command, console: Mapping[str, int] | None = None) -> "_Launch":
+    def _variables(self, command: Command, *, tty: bool = False) -> tuple[tuple[str, str], ...]:
         spec, image = self._parts.spec, self._parts.image
         variables = dict(bundle.environment(spec, image, self._parts.name)) | dict(command.environment)
-        if console:
+        if tty:
             variables.setdefault("TERM", "xterm")
+        return tuple(variables.items())
+
+    def _working_dir(self, command: Command) -> str:
+        return command.working_dir or self._parts.spec.working_dir or self._parts.image.working_dir
+
+    def _describe(self, command: Command, console: Mapping[str, int] | None = None) -> "_Launch":
+        variables = self._variables(command, tty=console is not None)
+        programs.check_size(command.argv, variables)
         self._commands += 1
         launch = _Launch(self._reaper, self._home, f"exec-{self._commands}")
         description = bundle.process(
             argv=command.argv,
-            variables=tuple(variables.items()),
-            working_dir=command.working_dir or spec.working_dir or image.working_dir,
-            user=image.user,
+            variables=variables,
+            working_dir=self._working_dir(command),
+            user=self._parts.image.user,
             tty=console is not None,
         )
         if console:

@@ -6,12 +6,13 @@ It is that generation's alone: no other port leads there, and both it and all th
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import time
 from collections.abc import Callable
 
 from cellmesh.guest import vsock
-from cellmesh.guest.netns import NetworkNamespace
+from cellmesh.guest.netns import LOOPBACK, NetworkNamespace
 from cellmesh.guest.relay import Relay
 
 CONNECTIONS = 256
@@ -48,7 +49,8 @@ class Ingress:
             listener = self._listen(self._port)
         except OSError as error:
             raise PortTaken(f"port {self._port} of the guest's vsock: {error.strerror}") from error
-        self._relay = Relay(listener, self._dial, limit=CONNECTIONS, peer_cid=vsock.HOST_CID, patience=self._patience)
+        dials = [functools.partial(self._dial, family, address) for family, address in LOOPBACK]
+        self._relay = Relay(listener, *dials, limit=CONNECTIONS, peer_cid=vsock.HOST_CID, patience=self._patience)
         self._relay.start()
 
     def lead_to(self, network: NetworkNamespace | None) -> None:
@@ -65,8 +67,8 @@ class Ingress:
     def _patience(self) -> float:
         return max(_PATIENCE, self._patient_until - time.monotonic())
 
-    def _dial(self) -> socket.socket:
+    def _dial(self, family: int, address: str) -> socket.socket:
         network = self._network
         if network is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "the container does not run")
-        return network.start_connect(self._http_port)
+        return network.start_connect(self._http_port, family, address)

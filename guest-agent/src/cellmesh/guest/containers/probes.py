@@ -1,15 +1,16 @@
 """Asking a container whether it is well, from inside its own network namespace."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 
 from cellmesh.guest.containers.model import ExecProbe, HttpProbe, TcpProbe
 from cellmesh.guest.containers.runtime import Command, RunningContainer, StartFailed, Stdio, empty_input
+from cellmesh.guest.netns import LOOPBACK
 from cellmesh.guest.relay import met_itself
 
-_LOCALHOST = "127.0.0.1"
 _STATUS_LINE = 64
 
 
@@ -30,10 +31,18 @@ async def is_well(question: HttpProbe | TcpProbe | ExecProbe, within: float, con
 
 
 async def _connect(container: RunningContainer, port: int) -> socket.socket:
-    connection = container.network.open_socket()
+    *first, (last_family, last_address) = LOOPBACK
+    for family, address in first:
+        with contextlib.suppress(ConnectionRefusedError):
+            return await _connect_to(container, family, address, port)
+    return await _connect_to(container, last_family, last_address, port)
+
+
+async def _connect_to(container: RunningContainer, family: int, address: str, port: int) -> socket.socket:
+    connection = container.network.open_socket(family)
     try:
         connection.settimeout(0)
-        await asyncio.get_running_loop().sock_connect(connection, (_LOCALHOST, port))
+        await asyncio.get_running_loop().sock_connect(connection, (address, port))
         if refusal := met_itself(connection):
             raise ConnectionRefusedError(refusal, "nobody listens there")
     except BaseException:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cellmesh.guest import disks, kernel
 from cellmesh.guest.containers.bundle import IDS_PER_CONTAINER, first_id
-from cellmesh.guest.containers.image import User
 from cellmesh.guest.containers.runtime import ImageMissing
+from cellmesh.guest.containers.users import User
 
 _HOT_PLUG_WAIT = 15.0  # Half of what the host waits for a start; a busy kernel takes seconds to find a disk.
 

@@ -12,7 +12,14 @@ from cellmesh.guest.reaper import Process
 
 
 class StartFailed(Exception):
-    """The process could not be started; the message says why and what to do."""
+    """The process could not be started; the message says why and what to do.
+
+    `exit_code` is what a shell would end with: 127 for a program that is not there, 126 for one that is not executable.
+    """
+
+    def __init__(self, message: str, *, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class KeyFound(Exception):
@@ -57,6 +64,7 @@ class RunningContainer(Protocol):
     process: Process
     cgroup: Cgroup
     network: NetworkNamespace
+    stop_signal: int
 
     async def execute(self, command: Command, stdio: Stdio) -> Process:
         """Run a command in it; raises StartFailed."""

@@ -105,7 +105,8 @@ class Session:
         try:
             process = await self._start()
         except (StartFailed, OSError) as error:
-            self._started.set_result(ExecStartFailed(f"the command could not be started: {error}"))
+            code = error.exit_code if isinstance(error, StartFailed) else None
+            self._started.set_result(ExecStartFailed(f"the command could not be started: {error}", exit_code=code))
             return
         except BaseException:
             self._started.set_result(ExecStartFailed("the command could not be started: a fault of the agent"))

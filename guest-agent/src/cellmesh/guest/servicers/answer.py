@@ -42,7 +42,7 @@ def answered(handler: Handler[_Servicer, _Request, _Response]) -> Handler[_Servi
             return response
         message = str(refusal)[:_MESSAGE_LIMIT]
         code = grpc.StatusCode[refusal.code]
-        details = encode_status(code.value[0], message, refusal.reason, refusal.domain)
+        details = encode_status(code.value[0], message, refusal.reason, refusal.domain, refusal.metadata)
         trailing: _Metadata = (("grpc-status-details-bin", details), *_span(context, began))
         await context.abort(code, message, trailing)
         raise AssertionError("abort returned")

@@ -24,6 +24,9 @@ _PASSED: dict[str, type[MeshError]] = {
 # Reasons for which a container cannot be started, that only the host can have caused.
 _UNSTARTABLE = frozenset({"IMAGE_NOT_ATTACHED", "OLD_GENERATION", "TOO_MANY_CONTAINERS"})
 
+# What a shell ends with for a program that is not executable, and for one that is not there.
+_SHELL_CODES = frozenset({"126", "127"})
+
 
 def translated(error: MeshError, *, vm_id: str, name: str = "") -> MeshError:
     """Return the error that says for a caller of the hypervisor what the guest's error says."""
@@ -39,7 +42,7 @@ def translated(error: MeshError, *, vm_id: str, name: str = "") -> MeshError:
 
 def _of_guest(error: RemoteError, vm_id: str, name: str) -> MeshError:
     if (kind := _PASSED.get(error.reason)) is not None and kind.code is error.code:
-        return kind(error.message, retry_after=error.retry_after)
+        return kind(error.message, retry_after=error.retry_after, metadata=_passed_metadata(error))
     if error.reason == errors.ContainerNotFound.reason and error.code is Code.NOT_FOUND:
         return errors.ContainerNotFound(vm_id, name)
     if error.reason in _UNSTARTABLE:
@@ -49,3 +52,10 @@ def _of_guest(error: RemoteError, vm_id: str, name: str) -> MeshError:
     return errors.GuestMisbehaved(
         f"The agent of VM {vm_id} answered {error.reason}, which says nothing here ({error.message}); recycle the VM."
     )
+
+
+def _passed_metadata(error: RemoteError) -> dict[str, str]:
+    """Return what a caller may believe of an error's metadata: a guest can write anything there."""
+    code = error.metadata.get("exit_code")
+    is_known = error.reason == errors.ExecStartFailed.reason and code in _SHELL_CODES
+    return {"exit_code": code} if code is not None and is_known else {}
