@@ -14,6 +14,10 @@ from collections.abc import Mapping
 
 import pytest
 
+from cellmesh.cli.commands.exec_ import _require_utf8
+from cellmesh.cli.errors import UsageError
+from cellmesh.cli.refusal import explain
+from cellmesh.hypervisor.domain.errors import ExecStartFailed
 from support.fake_node import FakeNode
 from unit.cli.conftest import Cellmesh
 
@@ -166,3 +170,17 @@ def test_ctrl_c_gives_up_while_nobody_answers(node: FakeNode, target: str, envir
         assert b"Ctrl-C gives up" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(_PATIENCE_SECONDS) == 130
+
+
+@pytest.mark.parametrize(("told", "code"), [("126", 126), ("127", 127)])
+def test_a_program_that_cannot_run_ends_as_in_a_shell(told: str, code: int) -> None:
+    """The exit code that the guest names is that of the command line."""
+    found = explain(ExecStartFailed("it is not there", metadata={"exit_code": told}))
+    assert found is not None
+    assert found.exit_code == code
+
+
+def test_a_text_that_is_not_utf8_is_named() -> None:
+    """No traceback: the argument is in the message, with what to do."""
+    with pytest.raises(UsageError, match=r"a\\xff.* is not UTF-8"):
+        _require_utf8(["ls", os.fsdecode(b"a\xff")])

@@ -56,3 +56,19 @@ def test_each_error_class_is_one_reason_of_the_contract() -> None:
     ours = [kind.reason for kind in kinds if kind.domain == "hypervisor.cellmesh"]
     contract = {n.removeprefix("ERROR_REASON_") for n in hypervisor_error_reason_pb2.ErrorReason.keys()[1:]}
     assert sorted(ours) == sorted(contract)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told", "passed"),
+    [
+        ("EXEC_START_FAILED", {"exit_code": "127", "other": "x"}, {"exit_code": "127"}),
+        ("EXEC_START_FAILED", {"exit_code": "126"}, {"exit_code": "126"}),
+        ("EXEC_START_FAILED", {"exit_code": "0"}, {}),
+        ("EXEC_NOT_FOUND", {"exit_code": "127"}, {}),
+    ],
+)
+def test_only_exit_codes_of_a_shell_are_passed_on(reason: str, told: dict[str, str], passed: dict[str, str]) -> None:
+    """A guest can write anything into an error's metadata; no command fails as if it had succeeded."""
+    code = Code.NOT_FOUND if reason == "EXEC_NOT_FOUND" else Code.FAILED_PRECONDITION
+    error = RemoteError("it said so", code=code, reason=reason, domain="guest.cellmesh", metadata=told)
+    assert translated(error, vm_id="v").metadata == passed
