@@ -92,8 +92,9 @@ HEADERS = (
     ),
 )
 PATHS = (
-    _of_alice("encoded slash", "", 400, line="GET PATH%2fb HTTP/1.1"),
-    _of_alice("encoded backslash", "", 400, line="GET PATH%5cb HTTP/1.1"),
+    _of_alice("encoded slash", "", 200, line="GET PATH%2fb HTTP/1.1", upstream=1),
+    _of_alice("encoded slash behind a prefix", "", 400, line="GET /dev%2f.PATH HTTP/1.1"),
+    _of_alice("encoded slash that goes up", "", 400, line="GET PATH%5c..%2fb HTTP/1.1"),
     _of_alice("control character", "", 400, line="GET PATH\x0bb HTTP/1.1"),
     _of_alice("byte that is no text", "", 400, line="GET PATH\xff HTTP/1.1"),
     _of_alice("fragment", "", 400, line="GET PATH#b HTTP/1.1"),
@@ -153,8 +154,8 @@ UNMET_WHEN_UNHARDENED = frozenset(
         "100 KB header",
         "80 headers",
         "cookie that is no text",
-        "encoded slash",
-        "encoded backslash",
+        "encoded slash behind a prefix",
+        "encoded slash that goes up",
         "parameters of a prefix",
     }
 )

@@ -22,7 +22,19 @@ SPECIFIED = {
     "/_/notes/x/y?q=1": ("alice-notes", "/x/y?q=1"),
     # As they are when dots, slashes and escapes are taken out.
     "/%64ev/x": ("alice-dev", "/x"),
-    "//dev//x": ("alice-dev", "/x"),
+    "//dev/x": ("alice-dev", "/x"),
+    "///dev": ("alice-dev", "/"),
+    "//_//notes/x?q=1": ("alice-notes", "/x?q=1"),
+    # Slashes in an app's own part of the path are its own.
+    "//dev//x": ("alice-dev", "//x"),
+    "/a%2Fb": ("alice-live", "/a%2Fb"),
+    "/a%2fb%5cc//d": ("alice-live", "/a%2fb%5cc//d"),
+    "/dev/@scope%2Fname?q=%2F": ("alice-dev", "/@scope%2Fname?q=%2F"),
+    "/_/notes/p/http://x.test/y": ("alice-notes", "/p/http://x.test/y"),
+    "/_/notes/a%2Fdev%2Fb": ("alice-notes", "/a%2Fdev%2Fb"),
+    "/x%2fdev/y": ("alice-live", "/x%2fdev/y"),
+    "//x//dev/y": ("alice-live", "//x//dev/y"),
+    "/%252fdev/y": ("alice-live", "/%252fdev/y"),
     "/dev/../x": ("alice-live", "/x"),
     "/x/../dev/y": ("alice-dev", "/y"),
     "/x/%2e%2e/dev/y": ("alice-dev", "/y"),
@@ -50,6 +62,24 @@ REFUSED = {
     "/dev%2Fx": 400,
     "/dev%5cx": 400,
     "/dev/%2e%2e%2fx": 400,
+    "/dev%2F..": 400,
+    "/dev%2F../x": 400,
+    "//dev%2fx": 400,
+    "/%2fdev/x": 400,
+    "/%5cdev": 400,
+    "/%2f%2F_/notes/x": 400,
+    "/_%2fnotes/x": 400,
+    "/_/notes%2fx": 400,
+    "/_/%2fnotes/x": 400,
+    "/_/notes/..%2f..%2fdev/x": 400,
+    "/x%2f../dev%2fy": 400,
+    "/x%2f..": 400,
+    "/x%5c..;/dev": 400,
+    "/.cellmesh%2fsign-in": 400,
+    "//dev;/x": 400,
+    "//_//notes;x": 400,
+    "//_/": 404,
+    "//.cellmesh/sign-in": 404,
     "/_/": 404,
     "/_": 404,
     "/_/unknown/": 404,
@@ -93,6 +123,16 @@ async def test_a_path_leads_where_it_is_specified_to(edge: EdgeUnderTest, path: 
     assert (answer.json()["toy"], answer.json()["line"].split(" ")[1]) == SPECIFIED[path]
 
 
+@pytest.mark.parametrize("path", SPECIFIED)
+async def test_the_authorizer_is_shown_the_path_that_the_app_gets(edge: EdgeUnderTest, path: str) -> None:
+    """Prove that both see one spelling: the authorizer's ends with the app's, before which the slot is named."""
+    await get(edge.socket, path, user=ALICE)
+    shown, (name, got) = edge.authorizer.seen[-1].attributes.request.http.path, SPECIFIED[path]
+    slot = {"alice-live": "", "alice-dev": "/dev", "alice-notes": "/_/notes"}[name]
+    assert shown.endswith(got.removeprefix("/") if slot else got)
+    assert shown.replace("//_//", "/_/").lstrip("/").startswith(slot.lstrip("/"))
+
+
 @pytest.mark.parametrize("path", REFUSED)
 async def test_a_path_that_leads_nowhere_reaches_nobody(edge: EdgeUnderTest, path: str) -> None:
     """Prove of each spelling that might be taken for a prefix that it is refused."""
@@ -107,13 +147,15 @@ async def test_without_normalisation_live_and_dev_are_confused() -> None:
 
     def spoil(config: dict) -> dict:
         manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        manager["normalize_path"] = manager["merge_slashes"] = False
+        manager["normalize_path"] = False
+        host = manager["route_config"]["virtual_hosts"][0]
+        host["routes"] = [route for route in host["routes"] if route["name"] != "refused"]
         return config
 
     async with running_edge(spoil=spoil) as spoilt:
         await furnish(spoilt)
-        led = {path: (await get(spoilt.socket, path, user=ALICE)).json()["toy"] for path in ("/dev/../x", "//dev//x")}
-    assert led == {"/dev/../x": "alice-dev", "//dev//x": "alice-live"}
+        led = {path: (await get(spoilt.socket, path, user=ALICE)).json()["toy"] for path in ("/dev/../x", "/dev%2fx")}
+    assert led == {"/dev/../x": "alice-dev", "/dev%2fx": "alice-live"}
 
 
 async def test_each_user_reaches_their_own_cell(edge: EdgeUnderTest) -> None:

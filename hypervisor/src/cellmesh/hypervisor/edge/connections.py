@@ -206,8 +206,9 @@ def _protocols(limits: Limits) -> Json:
 def _paths_and_names(*, tls: bool) -> Json:
     return {
         "normalize_path": True,
-        "merge_slashes": True,
-        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        # Slashes, encoded or several, are the app's own; the routes guard the part that names a slot.
+        "merge_slashes": False,
+        "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
         # The address of the connection is the client's: there is nobody in between.
         "use_remote_address": True,
         "generate_request_id": True,

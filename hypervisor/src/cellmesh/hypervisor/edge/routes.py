@@ -18,6 +18,8 @@ NAME_SIDECAR = "envoy.filters.http.header_to_metadata"
 
 # Any length: a name that is too long has no cluster, and a short expression is a cheap one.
 _NAME = "[a-z][a-z0-9-]*"
+_ESCAPED = "(?i:%2f|%5c)"
+_RESERVED = "(?i:dev|_|[.]cellmesh)"
 _BAD_REQUEST = 400
 _NOT_FOUND = 404
 _NOT_ALLOWED = 405
@@ -37,10 +39,11 @@ def route_configuration(options: EdgeOptions) -> Json:
                     *_refusals(),
                     _route({"path": "/dev"}, DEV, prefix="/dev", rewrite={"prefix_rewrite": "/"}),
                     _route({"prefix": "/dev/"}, DEV, prefix="/dev", rewrite={"prefix_rewrite": "/"}),
+                    _route({"safe_regex": {"regex": "//+dev(/.*)?"}}, DEV, prefix="/dev", rewrite=_without("dev")),
                     _sidecar_route(),
                     # Whatever else lies there is reserved, and not for the live app to answer.
-                    _refusal({"safe_regex": {"regex": "/_(/.*)?"}}, _NOT_FOUND),
-                    _refusal({"safe_regex": {"regex": "/[.]cellmesh(/.*)?"}}, _NOT_FOUND),
+                    _refusal({"safe_regex": {"regex": "/+_(/.*)?"}}, _NOT_FOUND),
+                    _refusal({"safe_regex": {"regex": "/+[.]cellmesh(/.*)?"}}, _NOT_FOUND),
                     _route({"prefix": "/"}, LIVE),
                 ],
                 "retry_policy": _retry_policy(),
@@ -75,11 +78,11 @@ def _route(match: Json, slot: str, *, prefix: str = "", rewrite: Json | None = N
 
 def _sidecar_route() -> Json:
     route = _route(
-        {"safe_regex": {"regex": f"/_/{_NAME}(/.*)?"}},
+        {"safe_regex": {"regex": f"/+_/+{_NAME}(/.*)?"}},
         f"_{_SIDECAR}",
         prefix=f"/_/{_SIDECAR}",
         rewrite={
-            "regex_rewrite": {"pattern": {"regex": f"^/_/{_NAME}/?"}, "substitution": "/"},
+            **_without(f"_/+{_NAME}"),
             "cluster_not_found_response_code": "NOT_FOUND",
         },
     )
@@ -87,7 +90,7 @@ def _sidecar_route() -> Json:
         "header": ":path",
         "on_header_present": {
             "key": "name",
-            "regex_value_rewrite": {"pattern": {"regex": f"^/_/({_NAME})([/?].*)?$"}, "substitution": "\\1"},
+            "regex_value_rewrite": {"pattern": {"regex": f"^/+_/+({_NAME})([/?].*)?$"}, "substitution": "\\1"},
         },
     }
     rules = typed("envoy.extensions.filters.http.header_to_metadata.v3.Config", request_rules=[name_of_path])
@@ -112,11 +115,30 @@ def _refusals() -> list[Json]:
         # The authorizer would be shown another text than the one that was sent (CVE-2023-27488).
         *(_refusal({"prefix": "/", "headers": [_present(name), _not_ascii(name)]}, _BAD_REQUEST) for name in _SECRETS),
         # A script at `/dev` is allowed by browsers to serve all of `/`, and one at `/_/notes` all sidecars.
-        _refusal({"safe_regex": {"regex": f"/(dev|_/{_NAME})"}, "headers": [_present("service-worker")]}, _NOT_FOUND),
+        _refusal({"safe_regex": {"regex": f"/+(dev|_/+{_NAME})"}, "headers": [_present("service-worker")]}, _NOT_FOUND),
         # Some apps take `/dev;x/` for `/dev/`.
-        _refusal({"safe_regex": {"regex": "/(?i:dev|_|[.]cellmesh);.*"}}, _BAD_REQUEST),
-        _refusal({"safe_regex": {"regex": "/_/[^/]*;.*"}}, _BAD_REQUEST),
+        _refusal({"safe_regex": {"regex": f"/+{_RESERVED};.*"}}, _BAD_REQUEST),
+        _refusal({"safe_regex": {"regex": "/+_/+[^/]*;.*"}}, _BAD_REQUEST),
+        *_escapes(),
     ]
+
+
+def _escapes() -> list[Json]:
+    """Return refusals of encoded slashes by which a path could be read as another slot's."""
+    end = f"((/|;|{_ESCAPED}).*)?"
+    expressions = (
+        f"/+{_RESERVED}{_ESCAPED}.*",
+        f"/+{_ESCAPED}(/|{_ESCAPED})*{_RESERVED}{end}",
+        f"/+_/+[^/]*{_ESCAPED}.*",
+        # With the slash decoded these would go up a folder.
+        f".*(/|{_ESCAPED})[.][.]?;?{_ESCAPED}.*",
+        f".*{_ESCAPED}[.][.]?{end}",
+    )
+    return [_refusal({"safe_regex": {"regex": each}}, _BAD_REQUEST) for each in expressions]
+
+
+def _without(slot: str) -> Json:
+    return {"regex_rewrite": {"pattern": {"regex": f"^/+{slot}/?"}, "substitution": "/"}}
 
 
 def _present(name: str) -> Json:
