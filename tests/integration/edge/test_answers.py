@@ -204,6 +204,17 @@ async def test_a_status_that_does_not_exist_is_a_502(edge: EdgeUnderTest, status
         assert expected in reply
 
 
+@pytest.mark.parametrize(("count", "status"), [(120, 200), (250, 200), (300, 502)])
+async def test_an_answer_may_have_many_headers(edge: EdgeUnderTest, count: int, status: int) -> None:
+    """Prove that 250 cookies pass, each of them, and that more is told as what it is."""
+    reply = await answered(edge, ok(cookies([f"c{number}=1" for number in range(count)])))
+    assert reply.startswith(b"HTTP/1.1 %d " % status)
+    if status == 200:
+        assert reply.lower().count(b"set-cookie: c") == count
+    else:
+        assert b"CONTAINER_ANSWER_INVALID" in reply
+
+
 async def test_without_its_filter_a_status_that_does_not_exist_passes(open_edge: EdgeUnderTest) -> None:
     """Prove that the test before can fail."""
     assert (await answered(open_edge, b"HTTP/1.1 999 Strange\r\n" + _BODY)).startswith(b"HTTP/1.1 999 ")

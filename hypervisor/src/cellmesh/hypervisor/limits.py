@@ -77,6 +77,8 @@ class RouteLimits(_Bounds):
     request that meets the end of its connection cannot be sent again."""
     buffer_bytes: int = 32 * 1024
     """How much a connection holds before its sender has to wait."""
+    answer_headers: int = 256
+    """Headers of an answer; each cookie that is set is one."""
 
     def __post_init__(self) -> None:
         _Bounds.__post_init__(self)  # with slots the class is made anew, and super() would mean the one before

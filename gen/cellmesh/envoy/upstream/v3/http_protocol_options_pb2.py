@@ -23,21 +23,22 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n6cellmesh/envoy/upstream/v3/http_protocol_options.proto\x12\"envoy.extensions.upstreams.http.v3\x1a\x1egoogle/protobuf/duration.proto\"\xb9\x03\n\x13HttpProtocolOptions\x12k\n\x1c\x63ommon_http_protocol_options\x18\x01 \x01(\x0b\x32\x45.envoy.extensions.upstreams.http.v3.HttpProtocolOptions.CommonOptions\x12h\n\x14\x65xplicit_http_config\x18\x03 \x01(\x0b\x32J.envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig\x1a@\n\rCommonOptions\x12/\n\x0cidle_timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x1ay\n\x12\x45xplicitHttpConfig\x12\x63\n\x15http_protocol_options\x18\x01 \x01(\x0b\x32\x44.envoy.extensions.upstreams.http.v3.HttpProtocolOptions.Http1Options\x1a\x0e\n\x0cHttp1Optionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n6cellmesh/envoy/upstream/v3/http_protocol_options.proto\x12\"envoy.extensions.upstreams.http.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xf2\x03\n\x13HttpProtocolOptions\x12k\n\x1c\x63ommon_http_protocol_options\x18\x01 \x01(\x0b\x32\x45.envoy.extensions.upstreams.http.v3.HttpProtocolOptions.CommonOptions\x12h\n\x14\x65xplicit_http_config\x18\x03 \x01(\x0b\x32J.envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig\x1ay\n\rCommonOptions\x12/\n\x0cidle_timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x37\n\x11max_headers_count\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x1ay\n\x12\x45xplicitHttpConfig\x12\x63\n\x15http_protocol_options\x18\x01 \x01(\x0b\x32\x44.envoy.extensions.upstreams.http.v3.HttpProtocolOptions.Http1Options\x1a\x0e\n\x0cHttp1Optionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.envoy.upstream.v3.http_protocol_options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HTTPPROTOCOLOPTIONS']._serialized_start=127
-  _globals['_HTTPPROTOCOLOPTIONS']._serialized_end=568
-  _globals['_HTTPPROTOCOLOPTIONS_COMMONOPTIONS']._serialized_start=365
-  _globals['_HTTPPROTOCOLOPTIONS_COMMONOPTIONS']._serialized_end=429
-  _globals['_HTTPPROTOCOLOPTIONS_EXPLICITHTTPCONFIG']._serialized_start=431
-  _globals['_HTTPPROTOCOLOPTIONS_EXPLICITHTTPCONFIG']._serialized_end=552
-  _globals['_HTTPPROTOCOLOPTIONS_HTTP1OPTIONS']._serialized_start=554
-  _globals['_HTTPPROTOCOLOPTIONS_HTTP1OPTIONS']._serialized_end=568
+  _globals['_HTTPPROTOCOLOPTIONS']._serialized_start=159
+  _globals['_HTTPPROTOCOLOPTIONS']._serialized_end=657
+  _globals['_HTTPPROTOCOLOPTIONS_COMMONOPTIONS']._serialized_start=397
+  _globals['_HTTPPROTOCOLOPTIONS_COMMONOPTIONS']._serialized_end=518
+  _globals['_HTTPPROTOCOLOPTIONS_EXPLICITHTTPCONFIG']._serialized_start=520
+  _globals['_HTTPPROTOCOLOPTIONS_EXPLICITHTTPCONFIG']._serialized_end=641
+  _globals['_HTTPPROTOCOLOPTIONS_HTTP1OPTIONS']._serialized_start=643
+  _globals['_HTTPPROTOCOLOPTIONS_HTTP1OPTIONS']._serialized_end=657
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import wrappers_pb2 as _wrappers_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Mapping as _Mapping
@@ -11,10 +12,12 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class HttpProtocolOptions(_message.Message):
     __slots__ = ("common_http_protocol_options", "explicit_http_config")
     class CommonOptions(_message.Message):
-        __slots__ = ("idle_timeout",)
+        __slots__ = ("idle_timeout", "max_headers_count")
         IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+        MAX_HEADERS_COUNT_FIELD_NUMBER: _ClassVar[int]
         idle_timeout: _duration_pb2.Duration
-        def __init__(self, idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+        max_headers_count: _wrappers_pb2.UInt32Value
+        def __init__(self, idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_headers_count: _Optional[_Union[_wrappers_pb2.UInt32Value, _Mapping]] = ...) -> None: ...
     class ExplicitHttpConfig(_message.Message):
         __slots__ = ("http_protocol_options",)
         HTTP_PROTOCOL_OPTIONS_FIELD_NUMBER: _ClassVar[int]

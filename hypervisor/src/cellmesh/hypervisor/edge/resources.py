@@ -33,7 +33,7 @@ def cluster(name: str, limits: RouteLimits) -> discovery_pb2.Resource:
     """Return a cluster whose endpoint comes by the stream that told of it."""
     protocol = http_protocol_options_pb2.HttpProtocolOptions(
         common_http_protocol_options=http_protocol_options_pb2.HttpProtocolOptions.CommonOptions(
-            idle_timeout=limits.idle_timeout
+            idle_timeout=limits.idle_timeout, max_headers_count=UInt32Value(value=limits.answer_headers)
         ),
         explicit_http_config=http_protocol_options_pb2.HttpProtocolOptions.ExplicitHttpConfig(
             http_protocol_options=http_protocol_options_pb2.HttpProtocolOptions.Http1Options()
