@@ -44,6 +44,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._started = 0.0
         self.name = program.name
+        self.log = program.log
         self.restarts = 0
 
     @property

@@ -16,6 +16,7 @@ from cellmesh.cli.output import Cell, Output, rich_table
 from cellmesh.cli.settings import RUN_DIR_VARIABLE, Settings
 from cellmesh.cli.up.child import Child, Program
 from cellmesh.cli.up.envoy import command, drain, is_ready, lowered
+from cellmesh.cli.up.progress import STILL_SECONDS, Progress
 from cellmesh.hypervisor.edge.admin import EnvoyAdmin
 from cellmesh.hypervisor.edge.binary import Envoy, EnvoyUnusable
 from cellmesh.hypervisor.settings import HypervisorSettings
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 COLUMNS = ("EDGE", "STATE", "PID", "RESTARTS", "LISTENS")
-_READY_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 10.0
 
@@ -86,7 +86,7 @@ class Edge:
         for child in self._children:
             await child.start()
         for child, serves in zip(self._children, (self._activator_serves, self._envoy_serves), strict=True):
-            await _until_serving(child, serves)
+            await _until_serving(child, serves, self._output.note)
 
     async def keep(self) -> None:
         """Start each again whenever it ends, until cancelled."""
@@ -176,17 +176,16 @@ class Edge:
         )
 
 
-async def _until_serving(child: Child, serves: Callable[[], Awaitable[bool]]) -> None:
-    try:
-        async with asyncio.timeout(_READY_SECONDS):
-            while not await serves():
-                if not child.pid:
-                    what = f"The edge's {child.name} ended with exit code {child.exit_code}."
-                    raise EdgeError(what, context=child.last_words())
-                await asyncio.sleep(_POLL_SECONDS)
-    except TimeoutError as error:
-        what = f"The edge's {child.name} does not serve after {_READY_SECONDS:g} s."
-        raise EdgeError(what, context=child.last_words()) from error
+async def _until_serving(child: Child, serves: Callable[[], Awaitable[bool]], tell: Callable[[str], None]) -> None:
+    progress = Progress(name=f"the edge's {child.name}", pid=child.pid, log=child.log, tell=tell)
+    while not await serves():
+        if not child.pid:
+            what = f"The edge's {child.name} ended with exit code {child.exit_code}."
+            raise EdgeError(what, context=child.last_words())
+        if progress.is_still():
+            what = f"The edge's {child.name} does not serve, and did nothing for {STILL_SECONDS:g} s."
+            raise EdgeError(what, context=child.last_words())
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 class EdgeError(CliError):

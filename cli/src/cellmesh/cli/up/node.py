@@ -34,7 +34,7 @@ async def run_node(settings: Settings, output: Output, *, edge: Edge | None, sto
     _on_stop(_stop_once())
     hypervisor = await HypervisorProcess.start(settings, os.environ)
     try:
-        await hypervisor.ready()
+        await hypervisor.ready(output.note)
         async with connect(settings.socket) as node:
             try:
                 if edge is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -21,8 +21,8 @@ from cellmesh.cli.settings import (
     Settings,
 )
 from cellmesh.cli.up.child import last_words, open_log
+from cellmesh.cli.up.progress import STILL_SECONDS, Progress
 
-_READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 # Where nobody listens that is known at once; a node that is busy, or just starts, gets time to answer.
 _ANSWER_SECONDS = 10.0
@@ -76,16 +76,15 @@ class HypervisorProcess:
         """Wait until it ends; return its exit code, negative for a signal."""
         return await self._process.wait()
 
-    async def ready(self) -> None:
-        """Wait until it answers; raises CliError if it ends or does not."""
-        try:
-            async with asyncio.timeout(_READY_SECONDS):
-                while not await is_answered(self._settings):
-                    if self._process.returncode is not None:
-                        raise self.ended()
-                    await asyncio.sleep(_POLL_SECONDS)
-        except TimeoutError as error:
-            raise self._failure(f"The hypervisor does not answer after {_READY_SECONDS:g} s.") from error
+    async def ready(self, tell: Callable[[str], None]) -> None:
+        """Wait until it answers, and tell of a long wait; raises CliError if it ends or does nothing."""
+        progress = Progress(name="the hypervisor", pid=self.pid, log=self.log, tell=tell)
+        while not await is_answered(self._settings):
+            if self._process.returncode is not None:
+                raise self.ended()
+            if progress.is_still():
+                raise self._failure(f"The hypervisor does not answer, and did nothing for {STILL_SECONDS:g} s.")
+            await asyncio.sleep(_POLL_SECONDS)
 
     def ended(self) -> CliError:
         """Return what to say when it ended by itself."""

@@ -36,11 +36,12 @@ def processor_time(pid: int) -> ProcessorTime:
         for thread in _threads(process):
             try:
                 on_processor, queued, _ = (thread / "schedstat").read_text().split()
+                used += int(on_processor)
+                waited += int(queued)
+                # Last, as a kernel without CONFIG_PROC_CHILDREN has no such file.
                 processes.extend(int(child) for child in (thread / "children").read_text().split())
             except (OSError, ValueError):
                 continue
-            used += int(on_processor)
-            waited += int(queued)
     return ProcessorTime(used=used / _NANOSECONDS, waited=waited / _NANOSECONDS)
 
 
