@@ -40,7 +40,7 @@ def test_disk_is_plugged_in_and_out(booted: Vm) -> None:
 def test_ports_of_removed_disks_are_free_again(booted: Vm) -> None:
     """Disks can come and go under one id more often than there are slots."""
     disk = {"path": booted.disk("late.raw", b"late"), "serial": "late", "id": "late", "image_type": "Raw"}
-    for _ in range(10):
+    for _ in range(40):
         eventually(lambda: booted.api.put("vm.add-disk", disk).status == 200)  # the guest lets go before the VMM has
         eventually(lambda: "late" in booted.disks())
         assert booted.api.put("vm.remove-device", {"id": "late"}).status == 204
@@ -61,6 +61,18 @@ def test_missing_disk_is_not_plugged_in(booted: Vm) -> None:
     assert answer.status == 500
     assert "Cannot open disk path" in answer.value
     assert booted.command("boot-id")
+
+
+def test_a_removed_disk_leaves_the_configuration_at_once_and_the_tree_when_ejected(booted: Vm) -> None:
+    """The device tree of vm.info says when the guest has ejected a disk; then its id is unknown."""
+    disk = {"path": booted.disk("late.raw", b"late"), "serial": "late", "image_type": "Raw"}
+    device = booted.api.put("vm.add-disk", disk).value["id"]
+    eventually(lambda: "late" in booted.disks())
+    assert device in booted.api.get("vm.info").value["device_tree"]
+    assert booted.api.put("vm.remove-device", {"id": device}).status == 204
+    assert not any(each["id"] == device for each in booted.api.get("vm.info").value["config"].get("disks", []))
+    eventually(lambda: device not in booted.api.get("vm.info").value["device_tree"])
+    assert booted.api.put("vm.remove-device", {"id": device}).status == 500
 
 
 def test_unknown_device_is_not_removed(booted: Vm) -> None:

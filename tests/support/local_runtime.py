@@ -18,7 +18,7 @@ from cellmesh.guest import vsock
 from cellmesh.guest.containers.cgroup import Cgroup
 from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus
 from cellmesh.guest.containers.registry import Containers
-from cellmesh.guest.containers.runtime import Command, ImageMissing, StartFailed, Stdio
+from cellmesh.guest.containers.runtime import Command, ImageBusy, ImageMissing, StartFailed, Stdio
 from cellmesh.guest.containers.slots import Slots
 from cellmesh.guest.netns import NetworkNamespace
 from cellmesh.guest.reaper import Process, Reaper
@@ -97,6 +97,10 @@ class LocalRuntime:
         self._apart = apart
         self._networks: dict[str, NetworkNamespace] = {}
         self.started: list[LocalContainer] = []
+        self.released: list[str] = []
+        self.removed: list[tuple[str, bool]] = []
+        self.busy = ""
+        self.disk_error: OSError | None = None
 
     async def start(self, name: str, slot: int, spec: ContainerSpec, stdio: Stdio) -> LocalContainer:
         """Start argv; an image named MISSING_IMAGE is attached nowhere."""
@@ -113,6 +117,19 @@ class LocalRuntime:
         container = LocalContainer(self._reaper, directory, process, network)
         self.started.append(container)
         return container
+
+    async def release_image(self, serial: str) -> None:
+        """Note what was released; `busy` says why it cannot be."""
+        if self.busy:
+            raise ImageBusy(self.busy)
+        self.released.append(serial)
+
+    async def remove(self, name: str, *, persistent: bool) -> bool:
+        """Note what was removed; lasting directories are what remains of a container."""
+        if self.disk_error is not None:
+            raise self.disk_error
+        self.removed.append((name, persistent))
+        return persistent
 
     def _network(self, name: str) -> NetworkNamespace:
         if name not in self._networks:

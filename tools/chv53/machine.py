@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -30,6 +31,10 @@ class Exit(Enum):
 
 class Machine(Protocol):
     """A machine from boot to shutdown; every method may raise MachineError."""
+
+    @property
+    def devices(self) -> Collection[str]:
+        """The ids of the disks that it has: one whose removal was asked for is among them until the guest ejects it."""
 
     async def boot(self) -> None:
         """Start it; returns when its processors run."""

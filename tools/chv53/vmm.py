@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from chv53 import answers
@@ -112,8 +112,10 @@ class Vmm:
     async def _info(self, _body: bytes) -> Answer:
         if self._config is None:
             raise ApiError("The VM info is not available", answers.NOT_CREATED)
-        size = memory_bytes(self._config)
-        return answers.ok({"config": self._config, "state": self._state, "memory_actual_size": size})
+        info = {"config": self._config, "state": self._state, "memory_actual_size": memory_bytes(self._config)}
+        if self._machine is not None:
+            info["device_tree"] = _device_tree(self._machine.devices)
+        return answers.ok(info)
 
     async def _counters(self, _body: bytes) -> Answer:
         return answers.ok(self._running("The VM info is not available").counters())
@@ -269,7 +271,9 @@ class Vmm:
         if not isinstance(device, str):
             return answers.errors(400, "Failed to deserialize JSON", "missing field `id`")
         disks = self._config.get("disks", [])
-        if not any(disk.get("id") == device for disk in disks):
+        # A running machine still knows a device that the guest has not ejected; the configuration has dropped it.
+        configured = (disk.get("id") for disk in disks)
+        if device not in (configured if self._machine is None else self._machine.devices):
             raise ApiError(failed, *_unknown_device(device, running=self._machine is not None))
         if self._machine is not None:
             await self._machine.remove_device(device)
@@ -294,6 +298,15 @@ def _same_state(action: str, state: str) -> tuple[str, ...]:
         f"Failed to {action} migratable component",
         f"Invalid transition: InvalidStateTransition({state}, {state})",
     )
+
+
+def _device_tree(devices: Iterable[str]) -> Json:
+    tree: Json = {}
+    for device in devices:
+        above = f"_virtio-pci-{device}"
+        tree[above] = {"id": above, "resources": [], "children": [device]}
+        tree[device] = {"id": device, "resources": [], "children": []}
+    return tree
 
 
 def _unknown_device(device: str, *, running: bool) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from typing import Any
 from chv53 import boot_files
 from chv53.config import Json
 from chv53.machine import Exit, MachineError
-from emulator.qemu_arguments import HOTPLUG_PORTS, arguments, block_device, block_node, device_name, node_name
+from emulator.qemu_arguments import (
+    arguments,
+    block_device,
+    block_node,
+    device_name,
+    node_name,
+    port_count,
+    ports_at_boot,
+)
 from emulator.qmp import Qmp, QmpError
 from emulator.vsock_device import VsockDevice
 
@@ -45,12 +54,24 @@ class Qemu:
         self._qmp: Qmp | None = None
         self._ended = asyncio.Event()
         self._reason = Exit.FAILED
+        # The root port of each disk that can be unplugged.
         self._ports: dict[str, int] = {}
+        self._fixed: frozenset[str] = frozenset()
+        self._port_count = 0
         self._released: list[str] = []
+
+    @property
+    def devices(self) -> Collection[str]:
+        """The ids of the disks that it has."""
+        return self._fixed | self._ports.keys()
 
     async def boot(self) -> None:
         """Start QEMU; returns when its control socket answers and the processors run."""
         boot_files.check(self._config)
+        disks = self._config.get("disks", [])
+        self._ports = ports_at_boot(disks)
+        self._port_count = port_count(disks)
+        self._fixed = frozenset(disk["id"] for disk in disks) - self._ports.keys()
         control, theirs = socket.socketpair()
         vsock = self._open_vsock()
         try:
@@ -101,7 +122,7 @@ class Qemu:
     async def add_disk(self, disk: Json) -> int:
         """Plug a disk into a free root port."""
         boot_files.check_disk(disk)
-        free = sorted(set(range(HOTPLUG_PORTS)) - set(self._ports.values()))
+        free = sorted(set(range(self._port_count)) - set(self._ports.values()))
         if not free:
             raise MachineError("Error from device manager", "No available PCI device slot")
         await self._drop_released()
@@ -113,7 +134,9 @@ class Qemu:
         return _FIRST_SLOT + len(self._config.get("disks", [])) + free[0]
 
     async def remove_device(self, device: str) -> None:
-        """Ask the guest to let go of a hot-added disk; its port is free when the guest has."""
+        """Ask the guest to let go of a disk; its port is free when the guest has."""
+        if device in self._fixed:
+            raise MachineError("Error from device manager", f"the emulator cannot unplug {device}: see its README")
         await self._execute("device_del", id=device_name(device))
 
     def counters(self) -> dict[str, Any]:

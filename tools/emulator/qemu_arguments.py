@@ -6,10 +6,12 @@ Chosen by boot time under TCG: no firmware tables or devices that a cloud kernel
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from chv53.config import Json, memory_bytes
 
-HOTPLUG_PORTS = 8
+_FREE_PORTS = 8  # How many disks can be plugged in later.
+_FIXED_DISKS = 2  # The first ones, root and data, are never unplugged, and each port costs time at boot.
 _FIRST_PORT_SLOT = 0x10
 _MACHINE = "q35,hpet=off,smm=off,vmport=off,sata=off,smbus=off,i8042=off,memory-backend=memory"
 
@@ -28,9 +30,23 @@ def arguments(config: Json, *, accelerator: str, vsock: int | None, control: int
         line += ["-chardev", f"socket,id=vsock,fd={vsock}", "-device", "vhost-user-vsock-pci,chardev=vsock"]
     line += ["-object", f"rng-random,id=entropy,filename={config['rng']['src']}"]
     line += ["-device", "virtio-rng-pci,rng=entropy"]
-    for disk in config.get("disks", []):
-        line += ["-blockdev", _json(block_node(disk)), "-device", _json(block_device(disk))]
-    return line + _ports()
+    disks = config.get("disks", [])
+    line += _ports(port_count(disks))
+    used = ports_at_boot(disks)
+    for disk in disks:
+        place = {"bus": f"port{used[disk['id']]}"} if disk["id"] in used else {}
+        line += ["-blockdev", _json(block_node(disk)), "-device", _json({**block_device(disk), **place})]
+    return line
+
+
+def port_count(disks: Sequence[Json]) -> int:
+    """Return how many root ports a machine has that boots with these disks."""
+    return _FREE_PORTS + len(ports_at_boot(disks))
+
+
+def ports_at_boot(disks: Sequence[Json]) -> dict[str, int]:
+    """Return the root port of each disk that can be unplugged; the first two are on the root bus."""
+    return {disk["id"]: _FREE_PORTS + index for index, disk in enumerate(disks[_FIXED_DISKS:])}
 
 
 def block_node(disk: Json) -> Json:
@@ -67,9 +83,9 @@ def _console(console: Json) -> list[str]:
     return ["-chardev", chardev, "-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console"]
 
 
-def _ports() -> list[str]:
+def _ports(count: int) -> list[str]:
     line = []
-    for index in range(HOTPLUG_PORTS):
+    for index in range(count):
         place = f"addr={_FIRST_PORT_SLOT + index // 8:#x}.{index % 8},multifunction=on"
         line += ["-device", f"pcie-root-port,id=port{index},chassis={index + 1},{place}"]
     return line

@@ -87,6 +87,11 @@ class SimulatedContainer:
         self.exit_code, self.reason = 143, "STOP_REQUESTED"
         self.changed()
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended and is not started again."""
+        return self.state in {container_pb2.CONTAINER_STATE_STOPPED, container_pb2.CONTAINER_STATE_FAILED}
+
     def cancel_restart(self) -> None:
         """Forget a restart that is due."""
         if self._restart is not None:
@@ -142,6 +147,22 @@ class SimulatedContainers:
         )
         self._changed()
         return self._by_name[name]
+
+    def remove(self, name: str) -> None:
+        """Forget a container; raises Refusal for one that is not over."""
+        container = self._by_name.get(name)
+        if container is not None and not container.over:
+            message = f"container {name} is not stopped"
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "CONTAINER_RUNNING", message)
+        self._by_name.pop(name, None)
+        self._changed()
+
+    def require_unused(self, serial: str) -> None:
+        """Raise Refusal if a container is made of the image with this serial and is not over."""
+        for container in self._by_name.values():
+            if container.spec.image.removeprefix("sha256:").startswith(serial) and not container.over:
+                message = f"container {container.name} is made of image {serial}"
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "IMAGE_IN_USE", message)
 
     def close(self) -> None:
         """Forget restarts that are due."""

@@ -48,6 +48,8 @@ class SimulatedGuest:
 
     agent_version = "0.0.0-simulated"
     kernel_release = "6.12.0-simulated"
+    ejects = True
+    """Whether its kernel lets go of a device that the VMM asks for."""
 
     def __init__(self, machine: SimulatedMachine, hub: Hub) -> None:
         self.machine = machine

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from chv53 import boot_files
 from chv53.config import Json
-from chv53.machine import Exit
+from chv53.machine import Exit, MachineError
 from simulator.vsock import SimulatedVsock
 
 if TYPE_CHECKING:
     from simulator.guest import SimulatedGuest
 
 _FIRST_SLOT = 4
+_SLOTS = 26  # What the other devices leave of the 32 of a PCI bus.
 
 
 class SimulatedMachine:
@@ -33,6 +34,7 @@ class SimulatedMachine:
         self.config = config
         self.vsock: SimulatedVsock | None = None
         self.guest: SimulatedGuest | None = None
+        self.devices: set[str] = set()
         self._owner = owner
         self._group = group
         self._make_guest = make_guest
@@ -47,6 +49,7 @@ class SimulatedMachine:
     async def boot(self) -> None:
         """Check the files, bind the vsock, start the guest."""
         boot_files.check(self.config)
+        self.devices = {disk["id"] for disk in self.config.get("disks", [])}
         if "vsock" in self.config:
             try:
                 self.vsock = SimulatedVsock(Path(self.config["vsock"]["socket"]), owner=self._owner)
@@ -98,10 +101,17 @@ class SimulatedMachine:
     async def add_disk(self, disk: Json) -> int:
         """Plug in a disk."""
         boot_files.check_disk(disk)
-        return _FIRST_SLOT + len(self.config.get("disks", []))
+        if disk["id"] in self.devices:
+            raise MachineError("Error from device manager", f"Identifier {disk['id']} is not unique")
+        if len(self.devices) >= _SLOTS:
+            raise MachineError("Error from device manager", "No available PCI device slot")
+        self.devices.add(disk["id"])
+        return _FIRST_SLOT + len(self.devices)
 
     async def remove_device(self, device: str) -> None:
-        """Let go of a device, which a simulated guest always does."""
+        """Let go of a device, unless the guest keeps what it has."""
+        if self.guest is None or self.guest.ejects:
+            self.devices.discard(device)
 
     def counters(self) -> dict[str, Any]:
         """Return counters of disks that were never used."""

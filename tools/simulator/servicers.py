@@ -113,6 +113,28 @@ class ContainerServicer(container_service_pb2_grpc.GuestContainerServiceServicer
             container.stop()
         return container_service_pb2.StopContainerResponse(status=container.status())
 
+    async def RemoveContainer(
+        self, request: container_service_pb2.RemoveContainerRequest, context: _Context
+    ) -> container_service_pb2.RemoveContainerResponse:
+        """Forget a stopped container."""
+        await _check_epoch(self.guest, request.epoch, context)
+        try:
+            self.guest.containers.remove(request.container_name)
+        except Refusal as refusal:
+            await abort(context, refusal)
+        return container_service_pb2.RemoveContainerResponse()
+
+    async def ReleaseImage(
+        self, request: container_service_pb2.ReleaseImageRequest, context: _Context
+    ) -> container_service_pb2.ReleaseImageResponse:
+        """Let go of an image that no container is made of."""
+        await _check_epoch(self.guest, request.epoch, context)
+        try:
+            self.guest.containers.require_unused(request.serial)
+        except Refusal as refusal:
+            await abort(context, refusal)
+        return container_service_pb2.ReleaseImageResponse()
+
     async def ListContainers(
         self, _request: container_service_pb2.ListContainersRequest, _context: _Context
     ) -> container_service_pb2.ListContainersResponse:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from cellmesh.guest import disks
+from cellmesh.guest.containers import deletion
 from cellmesh.guest.containers.cgroup import Cgroup
 from cellmesh.guest.containers.image import BadImage, read_image
 from cellmesh.guest.containers.model import Resources
-from cellmesh.guest.containers.rootfs import Places, discard_layers, remove_discarded
+from cellmesh.guest.containers.rootfs import Places, discard_container, discard_layers
 from cellmesh.guest.containers.slots import Slots
 from cellmesh.guest.containers.users import User
 
@@ -126,6 +127,35 @@ def test_discarded_layers_are_gone_at_once_and_deleted_later(tmp_path: Path) -> 
         assert not layer.exists()
     discard_layers(places)
     assert len(list(places.discarded.iterdir())) == 2
-    remove_discarded(places)
-    remove_discarded(places)
-    assert [path.name for path in tmp_path.iterdir()] == ["persist"]
+    assert deletion.main(str(places.discarded)) == 0
+    assert deletion.main(str(places.discarded)) == 0
+    assert list(places.discarded.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["discarded", "persist"]
+
+
+def test_a_container_is_discarded_without_its_lasting_directories_unless_asked(tmp_path: Path) -> None:
+    """Its ids are free only when none of its files is left in use."""
+    places = Places(data=tmp_path)
+    (places.layer("live", "ab12") / "upper").mkdir(parents=True)
+    (places.layer("dev", "ab12") / "upper").mkdir(parents=True)
+    places.persistent("live", "/keep").mkdir(parents=True)
+    assert not discard_container(places, "live", persistent=False)
+    assert places.persistent("live", "/keep").exists()
+    assert discard_container(places, "live", persistent=True)
+    assert discard_container(places, "live", persistent=True)
+    assert not places.persistent("live", "/keep").exists()
+    assert places.layer("dev", "ab12").exists()
+
+
+def test_a_slot_that_could_not_be_saved_is_not_taken(tmp_path: Path) -> None:
+    """After a failed save a name has no ids, here and after a restart, and gets its own once there is room."""
+    (tmp_path / "slots.new").mkdir()  # The save cannot write its file.
+    slots = Slots(tmp_path / "slots.json")
+    with pytest.raises(OSError, match="directory"):
+        slots.slot("live")
+    (tmp_path / "slots.new").rmdir()
+    assert slots.slot("dev") == 0
+    assert slots.slot("live") == 1
+    assert Slots(tmp_path / "slots.json").slot("live") == 1
+    slots.free("dev")
+    assert Slots(tmp_path / "slots.json").slot("other") == 0

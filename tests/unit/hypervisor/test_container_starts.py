@@ -16,6 +16,7 @@ from cellmesh.hypervisor.lifecycle.attempts import Attempts
 from cellmesh.hypervisor.lifecycle.containers import Containers
 from cellmesh.hypervisor.lifecycle.sessions import Sessions
 from cellmesh.hypervisor.reconciler.containers import ContainerReconciler
+from cellmesh.hypervisor.reconciler.images import ImageDisks
 from cellmesh.hypervisor.store import Store
 from support.vms import NOW, make_container, make_vm
 
@@ -76,7 +77,9 @@ async def test_an_answer_undoes_no_report(
     )
     handle = SimpleNamespace(vm_id=guest.vm.vm_id, epoch=guest.vm.epoch)
     async with asyncio.TaskGroup() as tasks:
-        reconciler = ContainerReconciler(world, tasks, handle, Ingress(), attached={container.spec.image})
+        reconciler = ContainerReconciler(
+            world, tasks, handle, Ingress(), images=ImageDisks(world, tasks, handle, attached={container.spec.image})
+        )
         reconciler.reconcile([container])
     async with store.reading() as reading:
         stored = await reading.container(guest.vm.vm_id, container.name)
@@ -86,7 +89,7 @@ async def test_an_answer_undoes_no_report(
 
 async def test_a_container_that_ran_was_started(store: Store) -> None:
     """Who waits for a start hears of a failure only if it never ran, however late he looks."""
-    containers = Containers(store=store, images=None, attempts=Attempts(store.changes))
+    containers = Containers(store=store, images=None, attempts=Attempts(store.changes), guests=None)
     vm = make_vm(state=VmState.RUNNING, epoch=3)
     ran = ContainerStatus(state=ContainerState.FAILED, restart_count=2, start_time=NOW)
     never = ContainerStatus(state=ContainerState.FAILED, reason="CONTAINER_START_FAILED")

@@ -229,6 +229,9 @@ def _payload(event: event_pb2.Event) -> list[Cell]:
             return [styled(health(event.container_health_changed.to))]
         case "container_oom_killed":
             return [Cell(text=f"OOM_KILLED ({event.container_oom_killed.oom_kills} so far)", style="red")]
+        case "container_deleted":
+            kept = "" if event.container_deleted.persistent_paths else "its persistent paths are kept"
+            return _change("DELETED", "", kept)
         case "agent_misbehaved":
             misdeed = event.agent_misbehaved
             return _change("AGENT_MISBEHAVED", misdeed.kind, misdeed.message)

@@ -19,6 +19,7 @@ from cellmesh.api.guest.v1 import (
 from cellmesh.guest import boot, imports, late, vsock
 from cellmesh.guest.contain import contain, persist
 from cellmesh.guest.containers import crun, rootfs
+from cellmesh.guest.containers import discarded as discards
 from cellmesh.guest.containers.memory_watch import MemoryWatch
 from cellmesh.guest.containers.registry import Containers
 from cellmesh.guest.containers.slots import Slots
@@ -39,6 +40,7 @@ from cellmesh.guest.shutdown import Shutdown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cellmesh.guest.containers.discarded import Discarded
     from cellmesh.guest.exec.sessions import Sessions
 
 _AGENT_SOCKET = f"{boot.RUN}/agent.sock"
@@ -61,8 +63,9 @@ async def run_agent(reaper: Reaper) -> None:
     identity = Identity(read_boot_id())
     async with asyncio.TaskGroup() as group:
         memory = MemoryWatch()
+        discarded = functools.cache(lambda: discards.Discarded(rootfs.Places().discarded, reaper))
         containers = Containers(
-            runtime=functools.cache(lambda: crun.Crun(reaper, rootfs.Places(), memory)),
+            runtime=functools.cache(lambda: crun.Crun(reaper, rootfs.Places(), memory, discarded())),
             slots=Slots(Path(boot.DATA, "slots.json")),
             listen=vsock.listen_vsock,
             random=random.random,
@@ -83,7 +86,7 @@ async def run_agent(reaper: Reaper) -> None:
             persist(lambda: _talk_to_host(identity, containers, reports), "the talk with the host")
         )
         memory.attach(containers.count_oom_kills)
-        settling = group.create_task(contain(_settle(identity), "settling"))
+        settling = group.create_task(contain(_settle(identity, discarded), "settling"))
         await shutdown.finished.wait()
         await server.stop(_LAST_ANSWER)
         sessions().stop()
@@ -104,14 +107,14 @@ def _server(
     return server
 
 
-async def _settle(identity: Identity) -> None:
+async def _settle(identity: Identity, discarded: Callable[[], Discarded]) -> None:
     """Do what the boot was spared, once the host has heard from it and had a moment to ask how it is."""
     await identity.assignment()
     await asyncio.sleep(_SETTLE_AFTER)
     for name in imports.OF_CONTAINERS:
         late.run(name)
         await asyncio.sleep(0)  # A call that has come meanwhile goes first.
-    await asyncio.to_thread(rootfs.remove_discarded, rootfs.Places())
+    await discarded().run()
 
 
 async def _talk_to_host(

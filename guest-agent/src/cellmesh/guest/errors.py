@@ -74,6 +74,34 @@ class TooManyContainers(GuestError):
     reason = "TOO_MANY_CONTAINERS"
 
 
+class DataDiskFull(GuestError):
+    """The data disk has no room for what a container needs to start."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "DATA_DISK_FULL"
+
+
+class DataDiskFailed(GuestError):
+    """The data disk cannot be written for another reason than missing room."""
+
+    code = "INTERNAL"
+    reason = "DATA_DISK_FAILED"
+
+
+class ImageInUse(GuestError):
+    """A container still uses the image."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "IMAGE_IN_USE"
+
+
+class ContainerRunning(GuestError):
+    """The container's process runs."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "CONTAINER_RUNNING"
+
+
 class ContainerNotFound(GuestError):
     """No container of this name."""
 

@@ -11,10 +11,12 @@ from cellmesh.guest import late
 OF_CONTAINERS = (
     "cellmesh.guest.containers.container",
     "cellmesh.guest.containers.crun",
+    "cellmesh.guest.containers.discarded",
     "cellmesh.guest.containers.ingress",
     "cellmesh.guest.containers.logs",
     "cellmesh.guest.containers.model",
     "cellmesh.guest.containers.rootfs",
+    "cellmesh.guest.containers.runtime",
     "cellmesh.guest.exec.sessions",
     "cellmesh.guest.servicers.codec",
     "cellmesh.guest.servicers.exec",

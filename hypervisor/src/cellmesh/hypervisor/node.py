@@ -214,7 +214,7 @@ def _services(
 ) -> list[Register]:
     """Return the services for operators and services, ready to be added to servers."""
     watches, pages = Watches(log, signer, shutdown=shutdown), PageTokens(signer)
-    containers = Containers(store=world.store, images=world.images, attempts=world.attempts)
+    containers = Containers(store=world.store, images=world.images, attempts=world.attempts, guests=guests)
     nodes = Nodes(
         store=world.store,
         images=world.images,

@@ -131,6 +131,39 @@ def restart(
     call(context, body, json_output=json_output)
 
 
+@app.command("rm")
+def remove(
+    context: typer.Context,
+    target: ContainerArgument,
+    *,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it runs.")] = False,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Remove its persistent paths too.")] = False,
+    user: UserOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Remove a container with its own changes and its output.
+
+    Its persistent paths stay for the next container of this name, unless --volumes is given.
+    """
+
+    async def body(session: Session) -> None:
+        name = await find_container(session.node, target, user)
+        request = container_service_pb2.DeleteContainerRequest(
+            request_id=session.request_id,
+            vm_id=name.vm_id,
+            container_name=name.container_name,
+            force=force,
+            persistent_paths=volumes,
+        )
+        answer = await session.node.containers.DeleteContainer(request, timeout=_MUTATION_SECONDS)
+        if session.output.json:
+            session.output.message(answer)
+        else:
+            session.output.styled(Cell(text=f"{name.vm_id}/{name.container_name}"), Cell(text="deleted"))
+
+    call(context, body, json_output=json_output)
+
+
 @app.command("ls")
 def list_containers(
     context: typer.Context, vm: VmArgument = None, *, user: UserOption = None, json_output: JsonOption = False

@@ -29,7 +29,7 @@ from cellmesh.api.common.v1 import log_pb2 as cellmesh_dot_api_dot_common_dot_v1
 from cellmesh.api.options.v1 import method_pb2 as cellmesh_dot_api_dot_options_dot_v1_dot_method__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-cellmesh/api/guest/v1/container_service.proto\x12\x15\x63\x65llmesh.api.guest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&cellmesh/api/common/v1/container.proto\x1a!cellmesh/api/common/v1/exec.proto\x1a cellmesh/api/common/v1/log.proto\x1a$cellmesh/api/options/v1/method.proto\"\xe1\x01\n\x15StartContainerRequest\x12\x16\n\x05\x65poch\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x35\n\x0e\x63ontainer_name\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\x12\x1b\n\ngeneration\x18\x03 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12;\n\x04spec\x18\x04 \x01(\x0b\x32%.cellmesh.api.common.v1.ContainerSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\x0cingress_port\x18\x05 \x01(\rB\t\xbaH\x06*\x04(\x80\x80\x04\"Q\n\x16StartContainerResponse\x12\x37\n\x06status\x18\x01 \x01(\x0b\x32\'.cellmesh.api.common.v1.ContainerStatus\"e\n\x14StopContainerRequest\x12\x16\n\x05\x65poch\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x35\n\x0e\x63ontainer_name\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\"P\n\x15StopContainerResponse\x12\x37\n\x06status\x18\x01 \x01(\x0b\x32\'.cellmesh.api.common.v1.ContainerStatus\"\x17\n\x15ListContainersRequest\"_\n\x16ListContainersResponse\x12\x45\n\ncontainers\x18\x01 \x03(\x0b\x32\'.cellmesh.api.common.v1.ContainerStatusB\x08\xbaH\x05\x92\x01\x02\x10\x10\"G\n\x0b\x45xecRequest\x12\x38\n\x05input\x18\x01 \x01(\x0b\x32!.cellmesh.api.common.v1.ExecInputB\x06\xbaH\x03\xc8\x01\x01\"J\n\x0c\x45xecResponse\x12:\n\x06output\x18\x01 \x01(\x0b\x32\".cellmesh.api.common.v1.ExecOutputB\x06\xbaH\x03\xc8\x01\x01\"~\n\x11StreamLogsRequest\x12\x35\n\x0e\x63ontainer_name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"\x91\x01\n\x12StreamLogsResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12;\n\x06\x63hunks\x18\x02 \x03(\x0b\x32 .cellmesh.api.common.v1.LogChunkB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12\x15\n\rskipped_bytes\x18\x04 \x01(\x04\"H\n\x0fGetStatsRequest\x12\x35\n\x0e\x63ontainer_name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\"Q\n\x10GetStatsResponse\x12=\n\x05stats\x18\x01 \x01(\x0b\x32&.cellmesh.api.common.v1.ContainerStatsB\x06\xbaH\x03\xc8\x01\x01\x32\x92\x06\n\x15GuestContainerService\x12\x86\x01\n\x0eStartContainer\x12,.cellmesh.api.guest.v1.StartContainerRequest\x1a-.cellmesh.api.guest.v1.StartContainerResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x1e\x12\x02\x08x\x18\x02\"\x04\x08\x02\x10\n*\x01\x02\x12\x84\x01\n\rStopContainer\x12+.cellmesh.api.guest.v1.StopContainerRequest\x1a,.cellmesh.api.guest.v1.StopContainerResponse\"\x18\xa2\xbb\x18\x14\n\x02\x08\x1e\x12\x03\x08\x96\x01\x18\x02\"\x04\x08\x02\x10\n*\x01\x02\x12\x86\x01\n\x0eListContainers\x12,.cellmesh.api.guest.v1.ListContainersRequest\x1a-.cellmesh.api.guest.v1.ListContainersResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x03\x12\x02\x08\x0f\x18\x02\"\x04\x08\x03\x10\x14*\x01\x02\x12i\n\x04\x45xec\x12\".cellmesh.api.guest.v1.ExecRequest\x1a#.cellmesh.api.guest.v1.ExecResponse\"\x14\xa2\xbb\x18\x10\n\x03\x08\x90\x1c\x12\x04\x08\x80\xa3\x05\x18\x01*\x01\x02(\x01\x30\x01\x12\x7f\n\nStreamLogs\x12(.cellmesh.api.guest.v1.StreamLogsRequest\x1a).cellmesh.api.guest.v1.StreamLogsResponse\"\x1a\xa2\xbb\x18\x16\n\x03\x08\x90\x1c\x12\x04\x08\x80\xa3\x05\x18\x02\"\x04\x08\x03\x10\x14*\x01\x02\x30\x01\x12t\n\x08GetStats\x12&.cellmesh.api.guest.v1.GetStatsRequest\x1a\'.cellmesh.api.guest.v1.GetStatsResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x03\x12\x02\x08\x0f\x18\x02\"\x04\x08\x02\x10\n*\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-cellmesh/api/guest/v1/container_service.proto\x12\x15\x63\x65llmesh.api.guest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&cellmesh/api/common/v1/container.proto\x1a!cellmesh/api/common/v1/exec.proto\x1a cellmesh/api/common/v1/log.proto\x1a$cellmesh/api/options/v1/method.proto\"\xe1\x01\n\x15StartContainerRequest\x12\x16\n\x05\x65poch\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x35\n\x0e\x63ontainer_name\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\x12\x1b\n\ngeneration\x18\x03 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12;\n\x04spec\x18\x04 \x01(\x0b\x32%.cellmesh.api.common.v1.ContainerSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\x0cingress_port\x18\x05 \x01(\rB\t\xbaH\x06*\x04(\x80\x80\x04\"Q\n\x16StartContainerResponse\x12\x37\n\x06status\x18\x01 \x01(\x0b\x32\'.cellmesh.api.common.v1.ContainerStatus\"e\n\x14StopContainerRequest\x12\x16\n\x05\x65poch\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x35\n\x0e\x63ontainer_name\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\"P\n\x15StopContainerResponse\x12\x37\n\x06status\x18\x01 \x01(\x0b\x32\'.cellmesh.api.common.v1.ContainerStatus\"\x81\x01\n\x16RemoveContainerRequest\x12\x16\n\x05\x65poch\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x35\n\x0e\x63ontainer_name\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\x12\x18\n\x10persistent_paths\x18\x03 \x01(\x08\"\x19\n\x17RemoveContainerResponse\"T\n\x13ReleaseImageRequest\x12\x16\n\x05\x65poch\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12%\n\x06serial\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{20}$\"\x16\n\x14ReleaseImageResponse\"\x17\n\x15ListContainersRequest\"_\n\x16ListContainersResponse\x12\x45\n\ncontainers\x18\x01 \x03(\x0b\x32\'.cellmesh.api.common.v1.ContainerStatusB\x08\xbaH\x05\x92\x01\x02\x10\x10\"G\n\x0b\x45xecRequest\x12\x38\n\x05input\x18\x01 \x01(\x0b\x32!.cellmesh.api.common.v1.ExecInputB\x06\xbaH\x03\xc8\x01\x01\"J\n\x0c\x45xecResponse\x12:\n\x06output\x18\x01 \x01(\x0b\x32\".cellmesh.api.common.v1.ExecOutputB\x06\xbaH\x03\xc8\x01\x01\"~\n\x11StreamLogsRequest\x12\x35\n\x0e\x63ontainer_name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"\x91\x01\n\x12StreamLogsResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12;\n\x06\x63hunks\x18\x02 \x03(\x0b\x32 .cellmesh.api.common.v1.LogChunkB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12\x15\n\rskipped_bytes\x18\x04 \x01(\x04\"H\n\x0fGetStatsRequest\x12\x35\n\x0e\x63ontainer_name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9-]{0,31}$\"Q\n\x10GetStatsResponse\x12=\n\x05stats\x18\x01 \x01(\x0b\x32&.cellmesh.api.common.v1.ContainerStatsB\x06\xbaH\x03\xc8\x01\x01\x32\xa1\x08\n\x15GuestContainerService\x12\x86\x01\n\x0eStartContainer\x12,.cellmesh.api.guest.v1.StartContainerRequest\x1a-.cellmesh.api.guest.v1.StartContainerResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x1e\x12\x02\x08x\x18\x02\"\x04\x08\x02\x10\n*\x01\x02\x12\x84\x01\n\rStopContainer\x12+.cellmesh.api.guest.v1.StopContainerRequest\x1a,.cellmesh.api.guest.v1.StopContainerResponse\"\x18\xa2\xbb\x18\x14\n\x02\x08\x1e\x12\x03\x08\x96\x01\x18\x02\"\x04\x08\x02\x10\n*\x01\x02\x12\x89\x01\n\x0fRemoveContainer\x12-.cellmesh.api.guest.v1.RemoveContainerRequest\x1a..cellmesh.api.guest.v1.RemoveContainerResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x0f\x12\x02\x08<\x18\x02\"\x04\x08\x02\x10\n*\x01\x02\x12\x80\x01\n\x0cReleaseImage\x12*.cellmesh.api.guest.v1.ReleaseImageRequest\x1a+.cellmesh.api.guest.v1.ReleaseImageResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x0f\x12\x02\x08<\x18\x02\"\x04\x08\x02\x10\n*\x01\x02\x12\x86\x01\n\x0eListContainers\x12,.cellmesh.api.guest.v1.ListContainersRequest\x1a-.cellmesh.api.guest.v1.ListContainersResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x03\x12\x02\x08\x0f\x18\x02\"\x04\x08\x03\x10\x14*\x01\x02\x12i\n\x04\x45xec\x12\".cellmesh.api.guest.v1.ExecRequest\x1a#.cellmesh.api.guest.v1.ExecResponse\"\x14\xa2\xbb\x18\x10\n\x03\x08\x90\x1c\x12\x04\x08\x80\xa3\x05\x18\x01*\x01\x02(\x01\x30\x01\x12\x7f\n\nStreamLogs\x12(.cellmesh.api.guest.v1.StreamLogsRequest\x1a).cellmesh.api.guest.v1.StreamLogsResponse\"\x1a\xa2\xbb\x18\x16\n\x03\x08\x90\x1c\x12\x04\x08\x80\xa3\x05\x18\x02\"\x04\x08\x03\x10\x14*\x01\x02\x30\x01\x12t\n\x08GetStats\x12&.cellmesh.api.guest.v1.GetStatsRequest\x1a\'.cellmesh.api.guest.v1.GetStatsResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x03\x12\x02\x08\x0f\x18\x02\"\x04\x08\x02\x10\n*\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,6 +50,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STOPCONTAINERREQUEST'].fields_by_name['epoch']._serialized_options = b'\272H\0042\002(\001'
   _globals['_STOPCONTAINERREQUEST'].fields_by_name['container_name']._loaded_options = None
   _globals['_STOPCONTAINERREQUEST'].fields_by_name['container_name']._serialized_options = b'\272H\032r\0302\026^[a-z][a-z0-9-]{0,31}$'
+  _globals['_REMOVECONTAINERREQUEST'].fields_by_name['epoch']._loaded_options = None
+  _globals['_REMOVECONTAINERREQUEST'].fields_by_name['epoch']._serialized_options = b'\272H\0042\002(\001'
+  _globals['_REMOVECONTAINERREQUEST'].fields_by_name['container_name']._loaded_options = None
+  _globals['_REMOVECONTAINERREQUEST'].fields_by_name['container_name']._serialized_options = b'\272H\032r\0302\026^[a-z][a-z0-9-]{0,31}$'
+  _globals['_RELEASEIMAGEREQUEST'].fields_by_name['epoch']._loaded_options = None
+  _globals['_RELEASEIMAGEREQUEST'].fields_by_name['epoch']._serialized_options = b'\272H\0042\002(\001'
+  _globals['_RELEASEIMAGEREQUEST'].fields_by_name['serial']._loaded_options = None
+  _globals['_RELEASEIMAGEREQUEST'].fields_by_name['serial']._serialized_options = b'\272H\022r\0202\016^[0-9a-f]{20}$'
   _globals['_LISTCONTAINERSRESPONSE'].fields_by_name['containers']._loaded_options = None
   _globals['_LISTCONTAINERSRESPONSE'].fields_by_name['containers']._serialized_options = b'\272H\005\222\001\002\020\020'
   _globals['_EXECREQUEST'].fields_by_name['input']._loaded_options = None
@@ -68,6 +76,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GUESTCONTAINERSERVICE'].methods_by_name['StartContainer']._serialized_options = b'\242\273\030\023\n\002\010\036\022\002\010x\030\002\"\004\010\002\020\n*\001\002'
   _globals['_GUESTCONTAINERSERVICE'].methods_by_name['StopContainer']._loaded_options = None
   _globals['_GUESTCONTAINERSERVICE'].methods_by_name['StopContainer']._serialized_options = b'\242\273\030\024\n\002\010\036\022\003\010\226\001\030\002\"\004\010\002\020\n*\001\002'
+  _globals['_GUESTCONTAINERSERVICE'].methods_by_name['RemoveContainer']._loaded_options = None
+  _globals['_GUESTCONTAINERSERVICE'].methods_by_name['RemoveContainer']._serialized_options = b'\242\273\030\023\n\002\010\017\022\002\010<\030\002\"\004\010\002\020\n*\001\002'
+  _globals['_GUESTCONTAINERSERVICE'].methods_by_name['ReleaseImage']._loaded_options = None
+  _globals['_GUESTCONTAINERSERVICE'].methods_by_name['ReleaseImage']._serialized_options = b'\242\273\030\023\n\002\010\017\022\002\010<\030\002\"\004\010\002\020\n*\001\002'
   _globals['_GUESTCONTAINERSERVICE'].methods_by_name['ListContainers']._loaded_options = None
   _globals['_GUESTCONTAINERSERVICE'].methods_by_name['ListContainers']._serialized_options = b'\242\273\030\023\n\002\010\003\022\002\010\017\030\002\"\004\010\003\020\024*\001\002'
   _globals['_GUESTCONTAINERSERVICE'].methods_by_name['Exec']._loaded_options = None
@@ -84,22 +96,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STOPCONTAINERREQUEST']._serialized_end=660
   _globals['_STOPCONTAINERRESPONSE']._serialized_start=662
   _globals['_STOPCONTAINERRESPONSE']._serialized_end=742
-  _globals['_LISTCONTAINERSREQUEST']._serialized_start=744
-  _globals['_LISTCONTAINERSREQUEST']._serialized_end=767
-  _globals['_LISTCONTAINERSRESPONSE']._serialized_start=769
-  _globals['_LISTCONTAINERSRESPONSE']._serialized_end=864
-  _globals['_EXECREQUEST']._serialized_start=866
-  _globals['_EXECREQUEST']._serialized_end=937
-  _globals['_EXECRESPONSE']._serialized_start=939
-  _globals['_EXECRESPONSE']._serialized_end=1013
-  _globals['_STREAMLOGSREQUEST']._serialized_start=1015
-  _globals['_STREAMLOGSREQUEST']._serialized_end=1141
-  _globals['_STREAMLOGSRESPONSE']._serialized_start=1144
-  _globals['_STREAMLOGSRESPONSE']._serialized_end=1289
-  _globals['_GETSTATSREQUEST']._serialized_start=1291
-  _globals['_GETSTATSREQUEST']._serialized_end=1363
-  _globals['_GETSTATSRESPONSE']._serialized_start=1365
-  _globals['_GETSTATSRESPONSE']._serialized_end=1446
-  _globals['_GUESTCONTAINERSERVICE']._serialized_start=1449
-  _globals['_GUESTCONTAINERSERVICE']._serialized_end=2235
+  _globals['_REMOVECONTAINERREQUEST']._serialized_start=745
+  _globals['_REMOVECONTAINERREQUEST']._serialized_end=874
+  _globals['_REMOVECONTAINERRESPONSE']._serialized_start=876
+  _globals['_REMOVECONTAINERRESPONSE']._serialized_end=901
+  _globals['_RELEASEIMAGEREQUEST']._serialized_start=903
+  _globals['_RELEASEIMAGEREQUEST']._serialized_end=987
+  _globals['_RELEASEIMAGERESPONSE']._serialized_start=989
+  _globals['_RELEASEIMAGERESPONSE']._serialized_end=1011
+  _globals['_LISTCONTAINERSREQUEST']._serialized_start=1013
+  _globals['_LISTCONTAINERSREQUEST']._serialized_end=1036
+  _globals['_LISTCONTAINERSRESPONSE']._serialized_start=1038
+  _globals['_LISTCONTAINERSRESPONSE']._serialized_end=1133
+  _globals['_EXECREQUEST']._serialized_start=1135
+  _globals['_EXECREQUEST']._serialized_end=1206
+  _globals['_EXECRESPONSE']._serialized_start=1208
+  _globals['_EXECRESPONSE']._serialized_end=1282
+  _globals['_STREAMLOGSREQUEST']._serialized_start=1284
+  _globals['_STREAMLOGSREQUEST']._serialized_end=1410
+  _globals['_STREAMLOGSRESPONSE']._serialized_start=1413
+  _globals['_STREAMLOGSRESPONSE']._serialized_end=1558
+  _globals['_GETSTATSREQUEST']._serialized_start=1560
+  _globals['_GETSTATSREQUEST']._serialized_end=1632
+  _globals['_GETSTATSRESPONSE']._serialized_start=1634
+  _globals['_GETSTATSRESPONSE']._serialized_end=1715
+  _globals['_GUESTCONTAINERSERVICE']._serialized_start=1718
+  _globals['_GUESTCONTAINERSERVICE']._serialized_end=2775
 # @@protoc_insertion_point(module_scope)

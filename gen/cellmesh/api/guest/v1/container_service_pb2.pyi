@@ -45,6 +45,32 @@ class StopContainerResponse(_message.Message):
     status: _container_pb2.ContainerStatus
     def __init__(self, status: _Optional[_Union[_container_pb2.ContainerStatus, _Mapping]] = ...) -> None: ...
 
+class RemoveContainerRequest(_message.Message):
+    __slots__ = ("epoch", "container_name", "persistent_paths")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_NAME_FIELD_NUMBER: _ClassVar[int]
+    PERSISTENT_PATHS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    container_name: str
+    persistent_paths: bool
+    def __init__(self, epoch: _Optional[int] = ..., container_name: _Optional[str] = ..., persistent_paths: _Optional[bool] = ...) -> None: ...
+
+class RemoveContainerResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReleaseImageRequest(_message.Message):
+    __slots__ = ("epoch", "serial")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    serial: str
+    def __init__(self, epoch: _Optional[int] = ..., serial: _Optional[str] = ...) -> None: ...
+
+class ReleaseImageResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ListContainersRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -48,6 +48,16 @@ class GuestContainerServiceStub:
                 request_serializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.StopContainerRequest.SerializeToString,
                 response_deserializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.StopContainerResponse.FromString,
                 _registered_method=True)
+        self.RemoveContainer = channel.unary_unary(
+                '/cellmesh.api.guest.v1.GuestContainerService/RemoveContainer',
+                request_serializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.RemoveContainerRequest.SerializeToString,
+                response_deserializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.RemoveContainerResponse.FromString,
+                _registered_method=True)
+        self.ReleaseImage = channel.unary_unary(
+                '/cellmesh.api.guest.v1.GuestContainerService/ReleaseImage',
+                request_serializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.ReleaseImageRequest.SerializeToString,
+                response_deserializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.ReleaseImageResponse.FromString,
+                _registered_method=True)
         self.ListContainers = channel.unary_unary(
                 '/cellmesh.api.guest.v1.GuestContainerService/ListContainers',
                 request_serializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.ListContainersRequest.SerializeToString,
@@ -84,7 +94,7 @@ class GuestContainerServiceServicer:
         Idempotent: a generation that was started is not started again; an older one is refused.
         Errors: FAILED_PRECONDITION/OLD_GENERATION, NOT_FOUND/IMAGE_NOT_ATTACHED,
         FAILED_PRECONDITION/CONTAINER_START_FAILED, FAILED_PRECONDITION/PROVIDER_KEY_PRESENT,
-        RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS.
+        RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +106,29 @@ class GuestContainerServiceServicer:
         Callers: hypervisor.
         Idempotent: a stopped container stays stopped.
         Errors: NOT_FOUND/CONTAINER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveContainer(self, request, context):
+        """Removes a stopped container: its writable layers and its output, and its lasting directories if asked. Its name and
+        its ids are free then, unless a lasting directory stays.
+
+        Callers: hypervisor.
+        Idempotent: a container that is not there is removed already.
+        Errors: FAILED_PRECONDITION/CONTAINER_RUNNING, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseImage(self, request, context):
+        """Unmounts the disk of an image, so that the host may detach it.
+
+        Callers: hypervisor.
+        Idempotent: an image that is not mounted is released already.
+        Errors: FAILED_PRECONDITION/IMAGE_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +192,16 @@ def add_GuestContainerServiceServicer_to_server(servicer, server):
                     servicer.StopContainer,
                     request_deserializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.StopContainerRequest.FromString,
                     response_serializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.StopContainerResponse.SerializeToString,
+            ),
+            'RemoveContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveContainer,
+                    request_deserializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.RemoveContainerRequest.FromString,
+                    response_serializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.RemoveContainerResponse.SerializeToString,
+            ),
+            'ReleaseImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseImage,
+                    request_deserializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.ReleaseImageRequest.FromString,
+                    response_serializer=cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.ReleaseImageResponse.SerializeToString,
             ),
             'ListContainers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListContainers,
@@ -239,6 +282,60 @@ class GuestContainerService:
             '/cellmesh.api.guest.v1.GuestContainerService/StopContainer',
             cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.StopContainerRequest.SerializeToString,
             cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.StopContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cellmesh.api.guest.v1.GuestContainerService/RemoveContainer',
+            cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.RemoveContainerRequest.SerializeToString,
+            cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.RemoveContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cellmesh.api.guest.v1.GuestContainerService/ReleaseImage',
+            cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.ReleaseImageRequest.SerializeToString,
+            cellmesh_dot_api_dot_guest_dot_v1_dot_container__service__pb2.ReleaseImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

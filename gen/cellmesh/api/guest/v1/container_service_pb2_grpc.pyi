@@ -44,7 +44,7 @@ class GuestContainerServiceStub:
     Idempotent: a generation that was started is not started again; an older one is refused.
     Errors: FAILED_PRECONDITION/OLD_GENERATION, NOT_FOUND/IMAGE_NOT_ATTACHED,
     FAILED_PRECONDITION/CONTAINER_START_FAILED, FAILED_PRECONDITION/PROVIDER_KEY_PRESENT,
-    RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS.
+    RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
     """
     StopContainer: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.StopContainerRequest, _container_service_pb2.StopContainerResponse]
     """Stops a container and waits until it is stopped: SIGTERM, its grace, SIGKILL.
@@ -52,6 +52,21 @@ class GuestContainerServiceStub:
     Callers: hypervisor.
     Idempotent: a stopped container stays stopped.
     Errors: NOT_FOUND/CONTAINER_NOT_FOUND.
+    """
+    RemoveContainer: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.RemoveContainerRequest, _container_service_pb2.RemoveContainerResponse]
+    """Removes a stopped container: its writable layers and its output, and its lasting directories if asked. Its name and
+    its ids are free then, unless a lasting directory stays.
+
+    Callers: hypervisor.
+    Idempotent: a container that is not there is removed already.
+    Errors: FAILED_PRECONDITION/CONTAINER_RUNNING, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
+    """
+    ReleaseImage: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.ReleaseImageRequest, _container_service_pb2.ReleaseImageResponse]
+    """Unmounts the disk of an image, so that the host may detach it.
+
+    Callers: hypervisor.
+    Idempotent: an image that is not mounted is released already.
+    Errors: FAILED_PRECONDITION/IMAGE_IN_USE.
     """
     ListContainers: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.ListContainersRequest, _container_service_pb2.ListContainersResponse]
     """Lists the containers by name.
@@ -100,7 +115,7 @@ class GuestContainerServiceAsyncStub(GuestContainerServiceStub):
     Idempotent: a generation that was started is not started again; an older one is refused.
     Errors: FAILED_PRECONDITION/OLD_GENERATION, NOT_FOUND/IMAGE_NOT_ATTACHED,
     FAILED_PRECONDITION/CONTAINER_START_FAILED, FAILED_PRECONDITION/PROVIDER_KEY_PRESENT,
-    RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS.
+    RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
     """
     StopContainer: _aio.UnaryUnaryMultiCallable[_container_service_pb2.StopContainerRequest, _container_service_pb2.StopContainerResponse]  # type: ignore[assignment]
     """Stops a container and waits until it is stopped: SIGTERM, its grace, SIGKILL.
@@ -108,6 +123,21 @@ class GuestContainerServiceAsyncStub(GuestContainerServiceStub):
     Callers: hypervisor.
     Idempotent: a stopped container stays stopped.
     Errors: NOT_FOUND/CONTAINER_NOT_FOUND.
+    """
+    RemoveContainer: _aio.UnaryUnaryMultiCallable[_container_service_pb2.RemoveContainerRequest, _container_service_pb2.RemoveContainerResponse]  # type: ignore[assignment]
+    """Removes a stopped container: its writable layers and its output, and its lasting directories if asked. Its name and
+    its ids are free then, unless a lasting directory stays.
+
+    Callers: hypervisor.
+    Idempotent: a container that is not there is removed already.
+    Errors: FAILED_PRECONDITION/CONTAINER_RUNNING, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
+    """
+    ReleaseImage: _aio.UnaryUnaryMultiCallable[_container_service_pb2.ReleaseImageRequest, _container_service_pb2.ReleaseImageResponse]  # type: ignore[assignment]
+    """Unmounts the disk of an image, so that the host may detach it.
+
+    Callers: hypervisor.
+    Idempotent: an image that is not mounted is released already.
+    Errors: FAILED_PRECONDITION/IMAGE_IN_USE.
     """
     ListContainers: _aio.UnaryUnaryMultiCallable[_container_service_pb2.ListContainersRequest, _container_service_pb2.ListContainersResponse]  # type: ignore[assignment]
     """Lists the containers by name.
@@ -159,7 +189,7 @@ class GuestContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         Idempotent: a generation that was started is not started again; an older one is refused.
         Errors: FAILED_PRECONDITION/OLD_GENERATION, NOT_FOUND/IMAGE_NOT_ATTACHED,
         FAILED_PRECONDITION/CONTAINER_START_FAILED, FAILED_PRECONDITION/PROVIDER_KEY_PRESENT,
-        RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS.
+        RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -173,6 +203,33 @@ class GuestContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         Callers: hypervisor.
         Idempotent: a stopped container stays stopped.
         Errors: NOT_FOUND/CONTAINER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveContainer(
+        self,
+        request: _container_service_pb2.RemoveContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_service_pb2.RemoveContainerResponse, _abc.Awaitable[_container_service_pb2.RemoveContainerResponse]]:
+        """Removes a stopped container: its writable layers and its output, and its lasting directories if asked. Its name and
+        its ids are free then, unless a lasting directory stays.
+
+        Callers: hypervisor.
+        Idempotent: a container that is not there is removed already.
+        Errors: FAILED_PRECONDITION/CONTAINER_RUNNING, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseImage(
+        self,
+        request: _container_service_pb2.ReleaseImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_service_pb2.ReleaseImageResponse, _abc.Awaitable[_container_service_pb2.ReleaseImageResponse]]:
+        """Unmounts the disk of an image, so that the host may detach it.
+
+        Callers: hypervisor.
+        Idempotent: an image that is not mounted is released already.
+        Errors: FAILED_PRECONDITION/IMAGE_IN_USE.
         """
 
     @_abc_1.abstractmethod

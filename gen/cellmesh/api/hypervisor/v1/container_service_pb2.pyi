@@ -62,6 +62,24 @@ class RestartContainerResponse(_message.Message):
     container: _container_pb2_1.Container
     def __init__(self, container: _Optional[_Union[_container_pb2_1.Container, _Mapping]] = ...) -> None: ...
 
+class DeleteContainerRequest(_message.Message):
+    __slots__ = ("request_id", "vm_id", "container_name", "force", "persistent_paths")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_NAME_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    PERSISTENT_PATHS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    vm_id: str
+    container_name: str
+    force: bool
+    persistent_paths: bool
+    def __init__(self, request_id: _Optional[str] = ..., vm_id: _Optional[str] = ..., container_name: _Optional[str] = ..., force: _Optional[bool] = ..., persistent_paths: _Optional[bool] = ...) -> None: ...
+
+class DeleteContainerResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class GetContainerRequest(_message.Message):
     __slots__ = ("vm_id", "container_name")
     VM_ID_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,11 @@ class ContainerServiceStub:
                 request_serializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.RestartContainerRequest.SerializeToString,
                 response_deserializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.RestartContainerResponse.FromString,
                 _registered_method=True)
+        self.DeleteContainer = channel.unary_unary(
+                '/cellmesh.api.hypervisor.v1.ContainerService/DeleteContainer',
+                request_serializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.DeleteContainerRequest.SerializeToString,
+                response_deserializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.DeleteContainerResponse.FromString,
+                _registered_method=True)
         self.GetContainer = channel.unary_unary(
                 '/cellmesh.api.hypervisor.v1.ContainerService/GetContainer',
                 request_serializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.GetContainerRequest.SerializeToString,
@@ -98,7 +103,7 @@ class ContainerServiceServicer:
         Idempotent: a repeated `request_id` returns the first answer.
         Errors: NOT_FOUND/IMAGE_NOT_FOUND, FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/CONTAINER_START_FAILED,
         FAILED_PRECONDITION/PROVIDER_KEY_PRESENT, RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS,
-        INVALID_ARGUMENT/REQUEST_ID_REUSED.
+        RESOURCE_EXHAUSTED/DATA_DISK_FULL, INVALID_ARGUMENT/REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,7 +126,22 @@ class ContainerServiceServicer:
         Callers: operator, service.
         Idempotent: a repeated `request_id` returns the first answer.
         Errors: NOT_FOUND/CONTAINER_NOT_FOUND, FAILED_PRECONDITION/CONTAINER_START_FAILED,
-        INVALID_ARGUMENT/REQUEST_ID_REUSED.
+        RESOURCE_EXHAUSTED/DATA_DISK_FULL, INVALID_ARGUMENT/REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteContainer(self, request, context):
+        """Removes a container of a RUNNING VM: its record, its writable layer, its output and the route `/_/<name>/` that came
+        with it; its name is free then. Its persistent paths stay for the next container of this name unless
+        `persistent_paths` is set. Another route that leads to it must be switched first.
+
+        Callers: operator, service.
+        Idempotent: a repeated `request_id` returns the first answer.
+        Errors: NOT_FOUND/CONTAINER_NOT_FOUND, FAILED_PRECONDITION/CONTAINER_RUNNING (stop it, or set `force`),
+        FAILED_PRECONDITION/CONTAINER_ROUTED, RESOURCE_EXHAUSTED/DATA_DISK_FULL, ABORTED/CONTAINER_CHANGED (it was started
+        again meanwhile), INVALID_ARGUMENT/REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +221,11 @@ def add_ContainerServiceServicer_to_server(servicer, server):
                     servicer.RestartContainer,
                     request_deserializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.RestartContainerRequest.FromString,
                     response_serializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.RestartContainerResponse.SerializeToString,
+            ),
+            'DeleteContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteContainer,
+                    request_deserializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.DeleteContainerRequest.FromString,
+                    response_serializer=cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.DeleteContainerResponse.SerializeToString,
             ),
             'GetContainer': grpc.unary_unary_rpc_method_handler(
                     servicer.GetContainer,
@@ -314,6 +339,33 @@ class ContainerService:
             '/cellmesh.api.hypervisor.v1.ContainerService/RestartContainer',
             cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.RestartContainerRequest.SerializeToString,
             cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.RestartContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cellmesh.api.hypervisor.v1.ContainerService/DeleteContainer',
+            cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.DeleteContainerRequest.SerializeToString,
+            cellmesh_dot_api_dot_hypervisor_dot_v1_dot_container__service__pb2.DeleteContainerResponse.FromString,
             options,
             channel_credentials,
             insecure,

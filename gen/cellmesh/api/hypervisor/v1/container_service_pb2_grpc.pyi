@@ -47,7 +47,7 @@ class ContainerServiceStub:
     Idempotent: a repeated `request_id` returns the first answer.
     Errors: NOT_FOUND/IMAGE_NOT_FOUND, FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/CONTAINER_START_FAILED,
     FAILED_PRECONDITION/PROVIDER_KEY_PRESENT, RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS,
-    INVALID_ARGUMENT/REQUEST_ID_REUSED.
+    RESOURCE_EXHAUSTED/DATA_DISK_FULL, INVALID_ARGUMENT/REQUEST_ID_REUSED.
     """
     StopContainer: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.StopContainerRequest, _container_service_pb2.StopContainerResponse]
     """Wants a container stopped and waits until it is. Its writable layer stays until the VM is recycled.
@@ -62,7 +62,18 @@ class ContainerServiceStub:
     Callers: operator, service.
     Idempotent: a repeated `request_id` returns the first answer.
     Errors: NOT_FOUND/CONTAINER_NOT_FOUND, FAILED_PRECONDITION/CONTAINER_START_FAILED,
-    INVALID_ARGUMENT/REQUEST_ID_REUSED.
+    RESOURCE_EXHAUSTED/DATA_DISK_FULL, INVALID_ARGUMENT/REQUEST_ID_REUSED.
+    """
+    DeleteContainer: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.DeleteContainerRequest, _container_service_pb2.DeleteContainerResponse]
+    """Removes a container of a RUNNING VM: its record, its writable layer, its output and the route `/_/<name>/` that came
+    with it; its name is free then. Its persistent paths stay for the next container of this name unless
+    `persistent_paths` is set. Another route that leads to it must be switched first.
+
+    Callers: operator, service.
+    Idempotent: a repeated `request_id` returns the first answer.
+    Errors: NOT_FOUND/CONTAINER_NOT_FOUND, FAILED_PRECONDITION/CONTAINER_RUNNING (stop it, or set `force`),
+    FAILED_PRECONDITION/CONTAINER_ROUTED, RESOURCE_EXHAUSTED/DATA_DISK_FULL, ABORTED/CONTAINER_CHANGED (it was started
+    again meanwhile), INVALID_ARGUMENT/REQUEST_ID_REUSED.
     """
     GetContainer: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.GetContainerRequest, _container_service_pb2.GetContainerResponse]
     """Returns one container. Never waits for the guest.
@@ -121,7 +132,7 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     Idempotent: a repeated `request_id` returns the first answer.
     Errors: NOT_FOUND/IMAGE_NOT_FOUND, FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/CONTAINER_START_FAILED,
     FAILED_PRECONDITION/PROVIDER_KEY_PRESENT, RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS,
-    INVALID_ARGUMENT/REQUEST_ID_REUSED.
+    RESOURCE_EXHAUSTED/DATA_DISK_FULL, INVALID_ARGUMENT/REQUEST_ID_REUSED.
     """
     StopContainer: _aio.UnaryUnaryMultiCallable[_container_service_pb2.StopContainerRequest, _container_service_pb2.StopContainerResponse]  # type: ignore[assignment]
     """Wants a container stopped and waits until it is. Its writable layer stays until the VM is recycled.
@@ -136,7 +147,18 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     Callers: operator, service.
     Idempotent: a repeated `request_id` returns the first answer.
     Errors: NOT_FOUND/CONTAINER_NOT_FOUND, FAILED_PRECONDITION/CONTAINER_START_FAILED,
-    INVALID_ARGUMENT/REQUEST_ID_REUSED.
+    RESOURCE_EXHAUSTED/DATA_DISK_FULL, INVALID_ARGUMENT/REQUEST_ID_REUSED.
+    """
+    DeleteContainer: _aio.UnaryUnaryMultiCallable[_container_service_pb2.DeleteContainerRequest, _container_service_pb2.DeleteContainerResponse]  # type: ignore[assignment]
+    """Removes a container of a RUNNING VM: its record, its writable layer, its output and the route `/_/<name>/` that came
+    with it; its name is free then. Its persistent paths stay for the next container of this name unless
+    `persistent_paths` is set. Another route that leads to it must be switched first.
+
+    Callers: operator, service.
+    Idempotent: a repeated `request_id` returns the first answer.
+    Errors: NOT_FOUND/CONTAINER_NOT_FOUND, FAILED_PRECONDITION/CONTAINER_RUNNING (stop it, or set `force`),
+    FAILED_PRECONDITION/CONTAINER_ROUTED, RESOURCE_EXHAUSTED/DATA_DISK_FULL, ABORTED/CONTAINER_CHANGED (it was started
+    again meanwhile), INVALID_ARGUMENT/REQUEST_ID_REUSED.
     """
     GetContainer: _aio.UnaryUnaryMultiCallable[_container_service_pb2.GetContainerRequest, _container_service_pb2.GetContainerResponse]  # type: ignore[assignment]
     """Returns one container. Never waits for the guest.
@@ -198,7 +220,7 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         Idempotent: a repeated `request_id` returns the first answer.
         Errors: NOT_FOUND/IMAGE_NOT_FOUND, FAILED_PRECONDITION/VM_DELETING, FAILED_PRECONDITION/CONTAINER_START_FAILED,
         FAILED_PRECONDITION/PROVIDER_KEY_PRESENT, RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS,
-        INVALID_ARGUMENT/REQUEST_ID_REUSED.
+        RESOURCE_EXHAUSTED/DATA_DISK_FULL, INVALID_ARGUMENT/REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -225,7 +247,24 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         Callers: operator, service.
         Idempotent: a repeated `request_id` returns the first answer.
         Errors: NOT_FOUND/CONTAINER_NOT_FOUND, FAILED_PRECONDITION/CONTAINER_START_FAILED,
-        INVALID_ARGUMENT/REQUEST_ID_REUSED.
+        RESOURCE_EXHAUSTED/DATA_DISK_FULL, INVALID_ARGUMENT/REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteContainer(
+        self,
+        request: _container_service_pb2.DeleteContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_service_pb2.DeleteContainerResponse, _abc.Awaitable[_container_service_pb2.DeleteContainerResponse]]:
+        """Removes a container of a RUNNING VM: its record, its writable layer, its output and the route `/_/<name>/` that came
+        with it; its name is free then. Its persistent paths stay for the next container of this name unless
+        `persistent_paths` is set. Another route that leads to it must be switched first.
+
+        Callers: operator, service.
+        Idempotent: a repeated `request_id` returns the first answer.
+        Errors: NOT_FOUND/CONTAINER_NOT_FOUND, FAILED_PRECONDITION/CONTAINER_RUNNING (stop it, or set `force`),
+        FAILED_PRECONDITION/CONTAINER_ROUTED, RESOURCE_EXHAUSTED/DATA_DISK_FULL, ABORTED/CONTAINER_CHANGED (it was started
+        again meanwhile), INVALID_ARGUMENT/REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

@@ -29,7 +29,7 @@ from cellmesh.api.hypervisor.v1 import vm_pb2 as cellmesh_dot_api_dot_hypervisor
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&cellmesh/api/hypervisor/v1/event.proto\x12\x1a\x63\x65llmesh.api.hypervisor.v1\x1a&cellmesh/api/common/v1/container.proto\x1a#cellmesh/api/common/v1/health.proto\x1a&cellmesh/api/hypervisor/v1/route.proto\x1a#cellmesh/api/hypervisor/v1/vm.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x06\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x12\n\ngeneration\x18\x06 \x01(\x04\x12\x10\n\x08trace_id\x18\x07 \x01(\t\x12\x46\n\x10vm_state_changed\x18\x08 \x01(\x0b\x32*.cellmesh.api.hypervisor.v1.VmStateChangedH\x00\x12T\n\x17\x63ontainer_state_changed\x18\t \x01(\x0b\x32\x31.cellmesh.api.hypervisor.v1.ContainerStateChangedH\x00\x12N\n\x14\x63ontainer_oom_killed\x18\n \x01(\x0b\x32..cellmesh.api.hypervisor.v1.ContainerOomKilledH\x00\x12V\n\x18\x63ontainer_health_changed\x18\x0b \x01(\x0b\x32\x32.cellmesh.api.hypervisor.v1.ContainerHealthChangedH\x00\x12G\n\x10\x61gent_misbehaved\x18\x0c \x01(\x0b\x32+.cellmesh.api.hypervisor.v1.AgentMisbehavedH\x00\x12\x36\n\x07\x61nomaly\x18\r \x01(\x0b\x32#.cellmesh.api.hypervisor.v1.AnomalyH\x00\x12J\n\x12node_drain_changed\x18\x0e \x01(\x0b\x32,.cellmesh.api.hypervisor.v1.NodeDrainChangedH\x00\x12\x43\n\x0eroute_switched\x18\x0f \x01(\x0b\x32).cellmesh.api.hypervisor.v1.RouteSwitchedH\x00\x12\x41\n\rroute_refused\x18\x10 \x01(\x0b\x32(.cellmesh.api.hypervisor.v1.RouteRefusedH\x00\x42\t\n\x07payload\"\x95\x01\n\x0eVmStateChanged\x12\x31\n\x04\x66rom\x18\x01 \x01(\x0e\x32#.cellmesh.api.hypervisor.v1.VmState\x12/\n\x02to\x18\x02 \x01(\x0e\x32#.cellmesh.api.hypervisor.v1.VmState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xb5\x01\n\x15\x43ontainerStateChanged\x12\x34\n\x04\x66rom\x18\x01 \x01(\x0e\x32&.cellmesh.api.common.v1.ContainerState\x12\x32\n\x02to\x18\x02 \x01(\x0e\x32&.cellmesh.api.common.v1.ContainerState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x11\n\texit_code\x18\x05 \x01(\x05\"\'\n\x12\x43ontainerOomKilled\x12\x11\n\toom_kills\x18\x01 \x01(\r\"~\n\x16\x43ontainerHealthChanged\x12\x32\n\x04\x66rom\x18\x01 \x01(\x0e\x32$.cellmesh.api.common.v1.HealthStatus\x12\x30\n\x02to\x18\x02 \x01(\x0e\x32$.cellmesh.api.common.v1.HealthStatus\"?\n\x0f\x41gentMisbehaved\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"(\n\x07\x41nomaly\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x8b\x01\n\rRouteSwitched\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x35\n\x04\x66rom\x18\x02 \x01(\x0b\x32\'.cellmesh.api.hypervisor.v1.RouteTarget\x12\x33\n\x02to\x18\x03 \x01(\x0b\x32\'.cellmesh.api.hypervisor.v1.RouteTarget\"h\n\x0cRouteRefused\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x37\n\x06target\x18\x02 \x01(\x0b\x32\'.cellmesh.api.hypervisor.v1.RouteTarget\x12\x0f\n\x07message\x18\x03 \x01(\t\"$\n\x10NodeDrainChanged\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&cellmesh/api/hypervisor/v1/event.proto\x12\x1a\x63\x65llmesh.api.hypervisor.v1\x1a&cellmesh/api/common/v1/container.proto\x1a#cellmesh/api/common/v1/health.proto\x1a&cellmesh/api/hypervisor/v1/route.proto\x1a#cellmesh/api/hypervisor/v1/vm.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x07\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x12\n\ngeneration\x18\x06 \x01(\x04\x12\x10\n\x08trace_id\x18\x07 \x01(\t\x12\x46\n\x10vm_state_changed\x18\x08 \x01(\x0b\x32*.cellmesh.api.hypervisor.v1.VmStateChangedH\x00\x12T\n\x17\x63ontainer_state_changed\x18\t \x01(\x0b\x32\x31.cellmesh.api.hypervisor.v1.ContainerStateChangedH\x00\x12N\n\x14\x63ontainer_oom_killed\x18\n \x01(\x0b\x32..cellmesh.api.hypervisor.v1.ContainerOomKilledH\x00\x12V\n\x18\x63ontainer_health_changed\x18\x0b \x01(\x0b\x32\x32.cellmesh.api.hypervisor.v1.ContainerHealthChangedH\x00\x12G\n\x10\x61gent_misbehaved\x18\x0c \x01(\x0b\x32+.cellmesh.api.hypervisor.v1.AgentMisbehavedH\x00\x12\x36\n\x07\x61nomaly\x18\r \x01(\x0b\x32#.cellmesh.api.hypervisor.v1.AnomalyH\x00\x12J\n\x12node_drain_changed\x18\x0e \x01(\x0b\x32,.cellmesh.api.hypervisor.v1.NodeDrainChangedH\x00\x12\x43\n\x0eroute_switched\x18\x0f \x01(\x0b\x32).cellmesh.api.hypervisor.v1.RouteSwitchedH\x00\x12\x41\n\rroute_refused\x18\x10 \x01(\x0b\x32(.cellmesh.api.hypervisor.v1.RouteRefusedH\x00\x12I\n\x11\x63ontainer_deleted\x18\x11 \x01(\x0b\x32,.cellmesh.api.hypervisor.v1.ContainerDeletedH\x00\x42\t\n\x07payload\"\x95\x01\n\x0eVmStateChanged\x12\x31\n\x04\x66rom\x18\x01 \x01(\x0e\x32#.cellmesh.api.hypervisor.v1.VmState\x12/\n\x02to\x18\x02 \x01(\x0e\x32#.cellmesh.api.hypervisor.v1.VmState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xb5\x01\n\x15\x43ontainerStateChanged\x12\x34\n\x04\x66rom\x18\x01 \x01(\x0e\x32&.cellmesh.api.common.v1.ContainerState\x12\x32\n\x02to\x18\x02 \x01(\x0e\x32&.cellmesh.api.common.v1.ContainerState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x11\n\texit_code\x18\x05 \x01(\x05\"\'\n\x12\x43ontainerOomKilled\x12\x11\n\toom_kills\x18\x01 \x01(\r\"~\n\x16\x43ontainerHealthChanged\x12\x32\n\x04\x66rom\x18\x01 \x01(\x0e\x32$.cellmesh.api.common.v1.HealthStatus\x12\x30\n\x02to\x18\x02 \x01(\x0e\x32$.cellmesh.api.common.v1.HealthStatus\"?\n\x0f\x41gentMisbehaved\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"(\n\x07\x41nomaly\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x8b\x01\n\rRouteSwitched\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x35\n\x04\x66rom\x18\x02 \x01(\x0b\x32\'.cellmesh.api.hypervisor.v1.RouteTarget\x12\x33\n\x02to\x18\x03 \x01(\x0b\x32\'.cellmesh.api.hypervisor.v1.RouteTarget\"h\n\x0cRouteRefused\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x37\n\x06target\x18\x02 \x01(\x0b\x32\'.cellmesh.api.hypervisor.v1.RouteTarget\x12\x0f\n\x07message\x18\x03 \x01(\t\",\n\x10\x43ontainerDeleted\x12\x18\n\x10persistent_paths\x18\x01 \x01(\x08\"$\n\x10NodeDrainChanged\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.api.hypervisor.v1.
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT']._serialized_start=258
-  _globals['_EVENT']._serialized_end=1095
-  _globals['_VMSTATECHANGED']._serialized_start=1098
-  _globals['_VMSTATECHANGED']._serialized_end=1247
-  _globals['_CONTAINERSTATECHANGED']._serialized_start=1250
-  _globals['_CONTAINERSTATECHANGED']._serialized_end=1431
-  _globals['_CONTAINEROOMKILLED']._serialized_start=1433
-  _globals['_CONTAINEROOMKILLED']._serialized_end=1472
-  _globals['_CONTAINERHEALTHCHANGED']._serialized_start=1474
-  _globals['_CONTAINERHEALTHCHANGED']._serialized_end=1600
-  _globals['_AGENTMISBEHAVED']._serialized_start=1602
-  _globals['_AGENTMISBEHAVED']._serialized_end=1665
-  _globals['_ANOMALY']._serialized_start=1667
-  _globals['_ANOMALY']._serialized_end=1707
-  _globals['_ROUTESWITCHED']._serialized_start=1710
-  _globals['_ROUTESWITCHED']._serialized_end=1849
-  _globals['_ROUTEREFUSED']._serialized_start=1851
-  _globals['_ROUTEREFUSED']._serialized_end=1955
-  _globals['_NODEDRAINCHANGED']._serialized_start=1957
-  _globals['_NODEDRAINCHANGED']._serialized_end=1993
+  _globals['_EVENT']._serialized_end=1170
+  _globals['_VMSTATECHANGED']._serialized_start=1173
+  _globals['_VMSTATECHANGED']._serialized_end=1322
+  _globals['_CONTAINERSTATECHANGED']._serialized_start=1325
+  _globals['_CONTAINERSTATECHANGED']._serialized_end=1506
+  _globals['_CONTAINEROOMKILLED']._serialized_start=1508
+  _globals['_CONTAINEROOMKILLED']._serialized_end=1547
+  _globals['_CONTAINERHEALTHCHANGED']._serialized_start=1549
+  _globals['_CONTAINERHEALTHCHANGED']._serialized_end=1675
+  _globals['_AGENTMISBEHAVED']._serialized_start=1677
+  _globals['_AGENTMISBEHAVED']._serialized_end=1740
+  _globals['_ANOMALY']._serialized_start=1742
+  _globals['_ANOMALY']._serialized_end=1782
+  _globals['_ROUTESWITCHED']._serialized_start=1785
+  _globals['_ROUTESWITCHED']._serialized_end=1924
+  _globals['_ROUTEREFUSED']._serialized_start=1926
+  _globals['_ROUTEREFUSED']._serialized_end=2030
+  _globals['_CONTAINERDELETED']._serialized_start=2032
+  _globals['_CONTAINERDELETED']._serialized_end=2076
+  _globals['_NODEDRAINCHANGED']._serialized_start=2078
+  _globals['_NODEDRAINCHANGED']._serialized_end=2114
 # @@protoc_insertion_point(module_scope)

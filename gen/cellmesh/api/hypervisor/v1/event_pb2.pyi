@@ -13,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "time", "vm_id", "container_name", "epoch", "generation", "trace_id", "vm_state_changed", "container_state_changed", "container_oom_killed", "container_health_changed", "agent_misbehaved", "anomaly", "node_drain_changed", "route_switched", "route_refused")
+    __slots__ = ("sequence", "time", "vm_id", "container_name", "epoch", "generation", "trace_id", "vm_state_changed", "container_state_changed", "container_oom_killed", "container_health_changed", "agent_misbehaved", "anomaly", "node_drain_changed", "route_switched", "route_refused", "container_deleted")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     VM_ID_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class Event(_message.Message):
     NODE_DRAIN_CHANGED_FIELD_NUMBER: _ClassVar[int]
     ROUTE_SWITCHED_FIELD_NUMBER: _ClassVar[int]
     ROUTE_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_DELETED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     vm_id: str
@@ -46,7 +47,8 @@ class Event(_message.Message):
     node_drain_changed: NodeDrainChanged
     route_switched: RouteSwitched
     route_refused: RouteRefused
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., vm_id: _Optional[str] = ..., container_name: _Optional[str] = ..., epoch: _Optional[int] = ..., generation: _Optional[int] = ..., trace_id: _Optional[str] = ..., vm_state_changed: _Optional[_Union[VmStateChanged, _Mapping]] = ..., container_state_changed: _Optional[_Union[ContainerStateChanged, _Mapping]] = ..., container_oom_killed: _Optional[_Union[ContainerOomKilled, _Mapping]] = ..., container_health_changed: _Optional[_Union[ContainerHealthChanged, _Mapping]] = ..., agent_misbehaved: _Optional[_Union[AgentMisbehaved, _Mapping]] = ..., anomaly: _Optional[_Union[Anomaly, _Mapping]] = ..., node_drain_changed: _Optional[_Union[NodeDrainChanged, _Mapping]] = ..., route_switched: _Optional[_Union[RouteSwitched, _Mapping]] = ..., route_refused: _Optional[_Union[RouteRefused, _Mapping]] = ...) -> None: ...
+    container_deleted: ContainerDeleted
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., vm_id: _Optional[str] = ..., container_name: _Optional[str] = ..., epoch: _Optional[int] = ..., generation: _Optional[int] = ..., trace_id: _Optional[str] = ..., vm_state_changed: _Optional[_Union[VmStateChanged, _Mapping]] = ..., container_state_changed: _Optional[_Union[ContainerStateChanged, _Mapping]] = ..., container_oom_killed: _Optional[_Union[ContainerOomKilled, _Mapping]] = ..., container_health_changed: _Optional[_Union[ContainerHealthChanged, _Mapping]] = ..., agent_misbehaved: _Optional[_Union[AgentMisbehaved, _Mapping]] = ..., anomaly: _Optional[_Union[Anomaly, _Mapping]] = ..., node_drain_changed: _Optional[_Union[NodeDrainChanged, _Mapping]] = ..., route_switched: _Optional[_Union[RouteSwitched, _Mapping]] = ..., route_refused: _Optional[_Union[RouteRefused, _Mapping]] = ..., container_deleted: _Optional[_Union[ContainerDeleted, _Mapping]] = ...) -> None: ...
 
 class VmStateChanged(_message.Message):
     __slots__ = ("to", "reason", "message")
@@ -121,6 +123,12 @@ class RouteRefused(_message.Message):
     target: _route_pb2.RouteTarget
     message: str
     def __init__(self, prefix: _Optional[str] = ..., target: _Optional[_Union[_route_pb2.RouteTarget, _Mapping]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ContainerDeleted(_message.Message):
+    __slots__ = ("persistent_paths",)
+    PERSISTENT_PATHS_FIELD_NUMBER: _ClassVar[int]
+    persistent_paths: bool
+    def __init__(self, persistent_paths: _Optional[bool] = ...) -> None: ...
 
 class NodeDrainChanged(_message.Message):
     __slots__ = ("draining",)

@@ -17,13 +17,21 @@ from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus, Heal
 from cellmesh.guest.containers.runtime import (
     ImageMissing,
     KeyFound,
+    NoRoom,
     RunningContainer,
     Runtime,
     StartFailed,
     Stdio,
     empty_input,
 )
-from cellmesh.guest.errors import ContainerStartFailed, GuestError, ImageNotAttached, Internal, ProviderKeyPresent
+from cellmesh.guest.errors import (
+    ContainerStartFailed,
+    DataDiskFull,
+    GuestError,
+    ImageNotAttached,
+    Internal,
+    ProviderKeyPresent,
+)
 
 _KILLED = 128 + signal.SIGKILL
 _FIRST_PROBE_PAUSE = 0.25
@@ -83,6 +91,11 @@ class Container:
         """Wait until nothing of it runs any more."""
         await self._ended.wait()
         return self.status
+
+    @property
+    def over(self) -> bool:
+        """Tell whether nothing of it runs any more."""
+        return self._ended.is_set()
 
     def count_oom_kills(self) -> None:
         """Read again how many of its processes the kernel killed for memory."""
@@ -146,6 +159,8 @@ class Container:
             raise ImageNotAttached(
                 f"image {self.spec.image}: {error}; attach it and start the container again"
             ) from error
+        except NoRoom as error:
+            raise DataDiskFull(f"container {status.name} could not be started: {error}") from error
         except KeyFound as error:
             raise ProviderKeyPresent(f"container {status.name} does not start: {error}") from error
         finally:

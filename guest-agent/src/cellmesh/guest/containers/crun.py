@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,11 +14,12 @@ from cellmesh.guest import boot, kernel
 from cellmesh.guest.containers import bundle, etc_files, guard, programs, rootfs
 from cellmesh.guest.containers.cgroup import Cgroup
 from cellmesh.guest.containers.datagrams import bound_datagrams
+from cellmesh.guest.containers.discarded import Discarded
 from cellmesh.guest.containers.image import BadImage, ImageConfig, read_image
 from cellmesh.guest.containers.memory_watch import MemoryWatch
 from cellmesh.guest.containers.model import ContainerSpec
 from cellmesh.guest.containers.netlink import NetlinkBound
-from cellmesh.guest.containers.runtime import Command, KeyFound, StartFailed, Stdio
+from cellmesh.guest.containers.runtime import Command, KeyFound, NoRoom, StartFailed, Stdio
 from cellmesh.guest.netns import NetworkNamespace
 from cellmesh.guest.reaper import Process, Reaper
 
@@ -31,8 +33,9 @@ _MESSAGE_LIMIT = 512
 class Crun:
     """Starts containers from image disks."""
 
-    def __init__(self, reaper: Reaper, places: rootfs.Places, memory: MemoryWatch) -> None:
+    def __init__(self, reaper: Reaper, places: rootfs.Places, memory: MemoryWatch, discarded: Discarded) -> None:
         self._reaper = reaper
+        self._discarded = discarded
         self._memory = memory
         self._places = places
         self._mounting = asyncio.Lock()
@@ -40,7 +43,7 @@ class Crun:
         self._networks: dict[str, NetworkNamespace] = {}
 
     async def start(self, name: str, slot: int, spec: ContainerSpec, stdio: Stdio) -> "CrunContainer":
-        """Start a container; raises StartFailed, ImageMissing and KeyFound."""
+        """Start a container; raises StartFailed, ImageMissing, KeyFound and NoRoom."""
         try:
             async with self._mounting:  # One disk may carry the image of several containers.
                 mounted = await asyncio.to_thread(rootfs.mount_image, self._places, spec.image_serial)
@@ -56,10 +59,28 @@ class Crun:
         except OSError as error:
             raise StartFailed(f"the kernel refused: {error}") from error
 
+    async def release_image(self, serial: str) -> None:
+        """Let go of the disk with this serial; one that is not in use is fine. Raises ImageBusy and OSError."""
+        async with self._mounting:
+            await asyncio.to_thread(rootfs.release_image, self._places, serial)
+
+    async def remove(self, name: str, *, persistent: bool) -> bool:
+        """Put the files of a stopped container out of use; returns True if none of its files is left in use.
+
+        Lasting directories stay unless `persistent`. Raises OSError.
+        """
+        empty = await asyncio.to_thread(rootfs.discard_container, self._places, name, persistent=persistent)
+        self._discarded.wake()
+        network = self._networks.pop(name, None)
+        if network is not None:
+            network.close()
+        return empty
+
     async def _start(
         self, name: str, slot: int, spec: ContainerSpec, image: ImageConfig, stdio: Stdio
     ) -> "CrunContainer":
         root = await asyncio.to_thread(rootfs.mount_root, self._places, name, spec.image_serial, slot)
+        self._discarded.wake()  # There may have been a layer over another image.
         lasting = [
             (rootfs.prepare_persistent(self._places, name, path, slot, image.user), path)
             for path in spec.persistent_paths
@@ -90,7 +111,7 @@ class Crun:
         launch = _Launch(self._reaper, home, "container")
         try:
             process = await launch.run(["run", "--detach", f"--bundle={home}"], name, stdio)
-        except StartFailed:
+        except (StartFailed, NoRoom):
             await _delete(self._reaper, name)  # What is left of it would keep the next one from starting.
             raise
         return CrunContainer(self._reaper, home, parts, process, cgroup, network)
@@ -119,7 +140,10 @@ class CrunContainer:
 
     async def execute(self, command: Command, stdio: Stdio) -> Process:
         """Run a command in it; raises StartFailed."""
-        launch = self._describe(command)
+        try:
+            launch = self._describe(command)
+        except OSError as error:
+            raise StartFailed(f"its description cannot be written: {error}") from error
         flags = ["exec", "--detach", f"--process={launch.description}"]
         with self._failures_explained(command):
             return await launch.run(flags, self._parts.name, stdio)
@@ -127,9 +151,12 @@ class CrunContainer:
     async def execute_on_terminal(self, command: Command, rows: int, columns: int) -> tuple[Process, int]:
         """Run a command on a terminal of its own; returns it and the terminal's other end. Raises StartFailed."""
         # crun sets the size beside the process it has let go already: until crun is done, no program may start to look.
-        with self._programs_held(), self._failures_explained(command):
-            launch = self._describe(command, {"height": rows, "width": columns})
-            return await self._launch_on_terminal(launch)
+        try:
+            with self._programs_held(), self._failures_explained(command):
+                launch = self._describe(command, {"height": rows, "width": columns})
+                return await self._launch_on_terminal(launch)
+        except OSError as error:
+            raise StartFailed(f"the kernel refused: {error}") from error
 
     @contextlib.contextmanager
     def _programs_held(self) -> Iterator[None]:
@@ -240,7 +267,7 @@ class _Launch:
                     crun = self._reaper.spawn(argv, *descriptors)
                 code = await _finish(crun)
                 if code != 0:
-                    raise StartFailed(self._reason(code))
+                    raise _failure(self._reason(code))
                 return self._reaper.adopt(int(self._pid_file.read_text()))
         except (OSError, ValueError) as error:
             raise StartFailed(f"crun left no process behind: {error}") from error
@@ -254,6 +281,11 @@ class _Launch:
             if lines:
                 return lines[-1][-_MESSAGE_LIMIT:]
         return f"crun ended with code {code} and said nothing"
+
+
+def _failure(reason: str) -> StartFailed | NoRoom:
+    full = any(os.strerror(number) in reason for number in (errno.ENOSPC, errno.EDQUOT))
+    return NoRoom(rootfs.NO_ROOM) if full else StartFailed(reason)
 
 
 @contextlib.contextmanager

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cellmesh.guest.changes import Changes
 from cellmesh.guest.containers import container as life
 from cellmesh.guest.containers import ingress as way_in
 from cellmesh.guest.containers import logs as output
+from cellmesh.guest.containers import runtime as running
 from cellmesh.guest.containers.slots import MAX_CONTAINERS, NoSlot, Slots
-from cellmesh.guest.errors import ContainerNotFound, ContainerNotRunning, OldGeneration, TooManyContainers
+from cellmesh.guest.errors import (
+    ContainerNotFound,
+    ContainerNotRunning,
+    ContainerRunning,
+    DataDiskFailed,
+    DataDiskFull,
+    ImageInUse,
+    OldGeneration,
+    TooManyContainers,
+)
 
 if TYPE_CHECKING:
     from cellmesh.guest.containers.container import Container
@@ -81,7 +93,8 @@ class Containers:
 
     def _create(self, name: str, generation: int, spec: ContainerSpec, ingress_port: int) -> Container:
         try:
-            slot = self._slots.slot(name)
+            with _data_disk(f"container {name}"):
+                slot = self._slots.slot(name)
         except NoSlot as error:
             raise TooManyContainers(str(error)) from error
         ring = self._logs.setdefault(name, output.Logs()).open(generation)
@@ -101,6 +114,35 @@ class Containers:
         container = self.find(name)
         container.request_stop()
         return await container.ended()
+
+    async def remove(self, name: str, *, persistent: bool) -> None:
+        """Forget a stopped container with its layers and its output, and with `persistent` its lasting directories.
+
+        One that is not there is removed already; files that an earlier boot left are removed. Raises
+        ContainerRunning, DataDiskFull and DataDiskFailed.
+        """
+        async with self._locks[name]:
+            container = self._containers.get(name)
+            if container is not None and not container.over:
+                raise ContainerRunning(f"container {name} is {container.status.state.name}: stop it first")
+            with _data_disk(f"container {name}"):
+                empty = await self._runtime().remove(name, persistent=persistent)
+                if empty:
+                    self._slots.free(name)
+            self._containers.pop(name, None)
+            self._logs.pop(name, None)
+            self.changes.notify()
+
+    async def release_image(self, serial: str) -> None:
+        """Let go of the disk with this serial; one that is not in use is fine. Raises ImageInUse."""
+        users = (name for name, each in self._containers.items() if each.spec.image_serial == serial and not each.over)
+        user = next(users, None)
+        if user is not None:
+            raise ImageInUse(f"container {user} is made of image {serial}: stop it first")
+        try:
+            await self._runtime().release_image(serial)
+        except (running.ImageBusy, OSError) as error:
+            raise ImageInUse(f"image {serial} cannot be released: {error}; it is tried again") from error
 
     async def stop_all(self, grace: float) -> None:
         """Stop all containers side by side, each within its own grace but at most this one, seconds."""
@@ -133,3 +175,19 @@ class Containers:
         """Let every container count again."""
         for container in self._containers.values():
             container.count_oom_kills()
+
+
+@contextlib.contextmanager
+def _data_disk(what: str) -> Iterator[None]:
+    """Raise DataDiskFull or DataDiskFailed for an OSError of the data disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataDiskFull(
+                f"{what}: the VM's data disk is full: delete files in its containers, remove a container or recycle "
+                "the VM, then try again"
+            ) from error
+        raise DataDiskFailed(
+            f"{what}: the VM's data disk cannot be written: {error.strerror}; recycle the VM"
+        ) from error

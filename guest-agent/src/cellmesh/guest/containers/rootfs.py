@@ -4,18 +4,28 @@ The image's owners are shifted by an idmapped mount, so a first start touches no
 """
 
 import contextlib
+import errno
+import itertools
 import os
-import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cellmesh.guest import disks, kernel
 from cellmesh.guest.containers.bundle import IDS_PER_CONTAINER, first_id
-from cellmesh.guest.containers.runtime import ImageMissing
+from cellmesh.guest.containers.runtime import ImageBusy, ImageMissing, NoRoom
 from cellmesh.guest.containers.users import User
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_RELEASE_WAIT = 2.0  # Seconds in which the kernel may still write back for, or close, what was just unmounted.
+_RELEASE_POLL = 0.02
 _HOT_PLUG_WAIT = 15.0  # Half of what the host waits for a start; a busy kernel takes seconds to find a disk.
+
+
+NO_ROOM = (
+    "the VM's data disk is full: delete files in its containers, remove a container or recycle the VM, then start again"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +64,44 @@ def mount_image(places: Places, serial: str) -> Path:
     return target
 
 
+def release_image(places: Places, serial: str) -> None:
+    """Unmount the image with this serial, so that its disk may go; one that is not mounted is fine; blocks.
+
+    Raises ImageBusy if anything still reads from it, and OSError.
+    """
+    target = places.images / serial
+    if target.is_mount():
+        try:
+            kernel.unmount(str(target))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise ImageBusy("its file system is in use") from error
+    with contextlib.suppress(FileNotFoundError):
+        target.rmdir()
+    device = disks.find_disk(serial)
+    if device is not None:
+        _wait_until_unused(device)
+
+
+def _wait_until_unused(device: str) -> None:
+    deadline = time.monotonic() + _RELEASE_WAIT
+    while True:
+        try:
+            # The kernel grants this only while no file system is mounted from the disk, by any mount of it.
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if time.monotonic() >= deadline:
+                raise ImageBusy("a process still uses its file system") from error
+            time.sleep(_RELEASE_POLL)
+        else:
+            return
+
+
 def mount_root(places: Places, name: str, serial: str, slot: int) -> Path:
     """Put the root of a container together; returns where. Raises OSError; blocks."""
     home = places.run / name
@@ -67,7 +115,8 @@ def mount_root(places: Places, name: str, serial: str, slot: int) -> Path:
         kernel.mount_idmapped(str(places.images / serial / "rootfs"), str(lower), namespace)
     finally:
         os.close(namespace)
-    upper, work = _layer(places, name, serial, lower)
+    with data_disk():
+        upper, work = _layer(places, name, serial, lower)
     options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off"
     kernel.mount("overlay", str(root), "overlay", kernel.MS_NODEV | kernel.MS_NOSUID, options)
     return root
@@ -80,27 +129,57 @@ def unmount_root(places: Places, name: str) -> None:
             kernel.unmount(str(places.run / name / part), lazy=True)
 
 
+@contextlib.contextmanager
+def data_disk() -> Iterator[None]:
+    """Raise NoRoom for an OSError that says that the data disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise NoRoom(NO_ROOM) from error
+        raise
+
+
 def prepare_persistent(places: Places, name: str, path: str, slot: int, user: User) -> Path:
-    """Make a lasting directory, owned at first by who the container runs as; returns where. Raises OSError."""
+    """Make a lasting directory, owned at first by the container's user; returns where. Raises NoRoom and OSError."""
     directory = places.persistent(name, path)
     if not directory.exists():
-        directory.mkdir(parents=True, mode=0o755)
-        os.chown(directory, first_id(slot) + user.uid, first_id(slot) + user.gid)
+        with data_disk():
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            # It gets its name when it is whole: one that was left half made would keep a wrong owner for ever.
+            fresh = directory.with_name(f".{directory.name}")
+            fresh.mkdir(mode=0o755, exist_ok=True)
+            os.chown(fresh, first_id(slot) + user.uid, first_id(slot) + user.gid)
+            fresh.rename(directory)
     return directory
 
 
 def discard_layers(places: Places) -> None:
-    """Put every writable layer out of use, at once however large; `remove_discarded` frees the room. Raises OSError."""
-    layers = places.data / "layers"
-    if layers.exists():
-        places.discarded.mkdir(exist_ok=True)
-        layers.rename(places.discarded / str(time.monotonic_ns()))
+    """Put every writable layer out of use, at once however large. Raises OSError."""
+    _discard(places, places.data / "layers")
 
 
-def remove_discarded(places: Places) -> None:
-    """Delete what was put out of use, in this boot or an earlier one. Raises OSError; blocks."""
-    if places.discarded.exists():
-        shutil.rmtree(places.discarded)
+def discard_container(places: Places, name: str, *, persistent: bool) -> bool:
+    """Put a container's layers out of use, and with `persistent` its lasting directories.
+
+    Returns True if no file of it is left in use. Raises OSError.
+    """
+    _discard(places, places.data / "layers" / name)
+    lasting = places.data / "persist" / name
+    if persistent:
+        _discard(places, lasting)
+    return not lasting.exists()
+
+
+def _discard(places: Places, path: Path) -> None:
+    if not path.exists():
+        return
+    places.discarded.mkdir(exist_ok=True)
+    for attempt in itertools.count(time.monotonic_ns()):
+        target = places.discarded / str(attempt)
+        if not target.exists():
+            path.rename(target)
+            return
 
 
 def _layer(places: Places, name: str, serial: str, lower: Path) -> tuple[Path, Path]:
@@ -108,14 +187,16 @@ def _layer(places: Places, name: str, serial: str, lower: Path) -> tuple[Path, P
     if layer.parent.exists():
         for other in layer.parent.iterdir():
             if other.name != serial:
-                shutil.rmtree(other)  # A layer means nothing over another image.
+                _discard(places, other)  # A layer means nothing over another image.
     upper, work = layer / "upper", layer / "work"
     if not upper.exists():
         work.mkdir(parents=True, exist_ok=True)
-        upper.mkdir()
+        fresh = layer / "fresh"
+        fresh.mkdir(exist_ok=True)
         owner = lower.stat()
-        os.chown(upper, owner.st_uid, owner.st_gid)
-        upper.chmod(owner.st_mode & 0o7777)
+        os.chown(fresh, owner.st_uid, owner.st_gid)
+        fresh.chmod(owner.st_mode & 0o7777)
+        fresh.rename(upper)
     return upper, work
 
 

@@ -30,6 +30,14 @@ class ImageMissing(Exception):
     """No disk carries the image."""
 
 
+class ImageBusy(Exception):
+    """Something in the guest still holds the image's disk; the message says what."""
+
+
+class NoRoom(Exception):
+    """The data disk has no room for the container's files."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stdio:
     """Descriptors of a process's three streams.
@@ -83,5 +91,16 @@ class Runtime(Protocol):
     """Starts containers."""
 
     async def start(self, name: str, slot: int, spec: ContainerSpec, stdio: Stdio) -> RunningContainer:
-        """Start a container; raises StartFailed, ImageMissing and KeyFound."""
+        """Start a container; raises StartFailed, ImageMissing, KeyFound and NoRoom."""
+        ...
+
+    async def release_image(self, serial: str) -> None:
+        """Let go of the disk with this serial; one that is not in use is fine. Raises ImageBusy and OSError."""
+        ...
+
+    async def remove(self, name: str, *, persistent: bool) -> bool:
+        """Put the files of a stopped container out of use; returns True if none of its files is left in use.
+
+        Lasting directories stay unless `persistent`. Raises OSError.
+        """
         ...

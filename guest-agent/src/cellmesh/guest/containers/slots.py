@@ -25,9 +25,14 @@ class Slots:
             free = set(range(_SLOTS)) - set(self._slots.values())
             if not free:
                 raise NoSlot(f"this VM has had {_SLOTS} containers of different names: make a new VM")
-            self._slots[name] = min(free)
-            self._save()
+            # Memory follows the disk: after a failed save the ids must not seem to be taken.
+            self._save({**self._slots, name: min(free)})
         return self._slots[name]
+
+    def free(self, name: str) -> None:
+        """Give up the slot of a container whose files are all gone; raises OSError and keeps the slot then."""
+        if name in self._slots:
+            self._save({other: slot for other, slot in self._slots.items() if other != name})
 
     def _load(self) -> dict[str, int]:
         try:
@@ -37,10 +42,11 @@ class Slots:
         slots = json.loads(text)
         return {str(name): int(slot) for name, slot in slots.items()}
 
-    def _save(self) -> None:
+    def _save(self, slots: dict[str, int]) -> None:
         fresh = self._path.with_suffix(".new")
         with fresh.open("w") as file:
-            json.dump(self._slots, file)
+            json.dump(slots, file)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._path)
+        self._slots = slots

@@ -30,6 +30,7 @@ from cellmesh.guest.errors import InvalidRequest
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _IMAGE = re.compile(r"sha256:[0-9a-f]{64}")
+_SERIAL = re.compile(r"[0-9a-f]{20}")
 _PERSISTENT_PATH = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)+")
 _PATH_LIMIT = 256
 _MESSAGE_LIMIT = 1024
@@ -43,6 +44,13 @@ def decode_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidRequest("container_name must match ^[a-z][a-z0-9-]{0,31}$")
     return name
+
+
+def decode_serial(serial: str) -> str:
+    """Return the serial of an image's disk; raises InvalidRequest for one that could be anything but a serial."""
+    if not _SERIAL.fullmatch(serial):
+        raise InvalidRequest("serial must be 20 hex digits")
+    return serial
 
 
 def decode_ingress_port(port: int) -> int:

@@ -53,6 +53,24 @@ class GuestContainerServicer(container_service_pb2_grpc.GuestContainerServiceSer
         return container_service_pb2.StopContainerResponse(status=codec.encode_status(status))
 
     @answered
+    async def RemoveContainer(
+        self, request: container_service_pb2.RemoveContainerRequest, _context: Context
+    ) -> container_service_pb2.RemoveContainerResponse:
+        """Remove a stopped container's files and output."""
+        await self._identity.check_epoch(request.epoch)
+        await self._containers.remove(codec.decode_name(request.container_name), persistent=request.persistent_paths)
+        return container_service_pb2.RemoveContainerResponse()
+
+    @answered
+    async def ReleaseImage(
+        self, request: container_service_pb2.ReleaseImageRequest, _context: Context
+    ) -> container_service_pb2.ReleaseImageResponse:
+        """Let go of an image's disk."""
+        await self._identity.check_epoch(request.epoch)
+        await self._containers.release_image(codec.decode_serial(request.serial))
+        return container_service_pb2.ReleaseImageResponse()
+
+    @answered
     async def ListContainers(
         self, _request: container_service_pb2.ListContainersRequest, _context: Context
     ) -> container_service_pb2.ListContainersResponse:

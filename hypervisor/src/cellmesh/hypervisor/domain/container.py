@@ -73,7 +73,7 @@ class Claim:
 class Container:
     """A container as stored. `epoch` is 0 until its generation was handed to an agent.
 
-    `ingress_slot` is its number among the containers of its VM, never given to another.
+    `ingress_slot` is its number among the containers its VM has; that of a deleted one is given again.
     """
 
     vm_id: VmId
@@ -96,6 +96,11 @@ class Container:
     def needs_stop(self) -> bool:
         """Tell whether an agent has yet to stop it."""
         return not self.wanted and self.epoch > 0 and self.status.state not in _ENDED
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether it is not wanted and nothing of it runs."""
+        return not self.wanted and not self.needs_stop
 
     @property
     def ingress_port(self) -> int:

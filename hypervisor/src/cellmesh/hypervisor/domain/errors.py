@@ -137,6 +137,50 @@ class ContainerStartFailed(MeshError):
     domain = _HYPERVISOR
 
 
+class ContainerRunning(MeshError):
+    """The container is wanted or its process runs."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "CONTAINER_RUNNING"
+    domain = _HYPERVISOR
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(f"Container {name} is {state}; stop it first, or delete it with force.")
+
+
+class ContainerRouted(MeshError):
+    """A route leads to the container."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "CONTAINER_ROUTED"
+    domain = _HYPERVISOR
+
+    def __init__(self, name: str, prefix: str) -> None:
+        super().__init__(
+            f"Route {prefix} leads to container {name}; switch it to another container first.",
+            metadata={"prefix": prefix},
+        )
+
+
+class ContainerChanged(MeshError):
+    """The container was changed by another request while this one was carried out."""
+
+    code = Code.ABORTED
+    reason = "CONTAINER_CHANGED"
+    domain = _HYPERVISOR
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Container {name} was changed meanwhile; look at it, then decide anew.")
+
+
+class DataDiskFull(MeshError):
+    """The VM's data disk has no room for what a container needs."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "DATA_DISK_FULL"
+    domain = _HYPERVISOR
+
+
 class ProviderKeyPresent(MeshError):
     """The container's environment or image carries a provider key."""
 
@@ -153,7 +197,9 @@ class TooManyContainers(MeshError):
     domain = _HYPERVISOR
 
     def __init__(self, vm_id: str, most: int) -> None:
-        super().__init__(f"VM {vm_id} has {most} containers already, the most there can be; reuse one of their names.")
+        super().__init__(
+            f"VM {vm_id} has {most} containers already, the most there can be; delete one, or reuse a name."
+        )
 
 
 class GenerationNotFound(MeshError):

@@ -47,6 +47,13 @@ class ContainerHealthChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerDeleted:
+    """A container was deleted, with what it kept in its persistent paths or without."""
+
+    persistent_paths: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentMisbehaved:
     """An agent broke the contract; `count` messages were ignored for this since the last event of the kind."""
 
@@ -93,6 +100,7 @@ Payload = (
     | ContainerStateChanged
     | ContainerOomKilled
     | ContainerHealthChanged
+    | ContainerDeleted
     | AgentMisbehaved
     | Anomaly
     | NodeDrainChanged

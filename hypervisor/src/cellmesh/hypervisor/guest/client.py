@@ -109,6 +109,26 @@ class GuestClient:
             except MeshError as error:
                 raise translated(error, vm_id=container.vm_id, name=container.name) from error
 
+    async def remove_container(self, vm_id: str, epoch: int, name: str, *, persistent: bool) -> None:
+        """Remove the files and the output of a stopped container; one that is not there is removed already."""
+        async with self._line(vm_id, epoch) as line:
+            request = container_service_pb2.RemoveContainerRequest(
+                epoch=epoch, container_name=name, persistent_paths=persistent
+            )
+            try:
+                await line.containers.RemoveContainer(request)
+            except MeshError as error:
+                raise translated(error, vm_id=vm_id, name=name) from error
+
+    async def release_image(self, vm_id: str, epoch: int, serial: str) -> None:
+        """Have the guest let go of an image's disk. Raises ImageInUse on top."""
+        async with self._line(vm_id, epoch) as line:
+            request = container_service_pb2.ReleaseImageRequest(epoch=epoch, serial=serial)
+            try:
+                await line.containers.ReleaseImage(request)
+            except MeshError as error:
+                raise translated(error, vm_id=vm_id) from error
+
     async def claims(self, vm_id: str, epoch: int, within: timedelta) -> Sequence[Claim]:
         """Return what the agent says of each container now."""
         async with self._line(vm_id, epoch) as line:

@@ -12,6 +12,7 @@ _PASSED: dict[str, type[MeshError]] = {
     for kind in (
         errors.ContainerNotRunning,
         errors.ContainerStartFailed,
+        errors.DataDiskFull,
         errors.ProviderKeyPresent,
         errors.GenerationNotFound,
         errors.ExecNotFound,
@@ -22,7 +23,15 @@ _PASSED: dict[str, type[MeshError]] = {
     )
 }
 # Reasons for which a container cannot be started, that only the host can have caused.
-_UNSTARTABLE = frozenset({"IMAGE_NOT_ATTACHED", "OLD_GENERATION", "TOO_MANY_CONTAINERS"})
+_UNSTARTABLE = frozenset({"IMAGE_NOT_ATTACHED", "OLD_GENERATION", "TOO_MANY_CONTAINERS", "DATA_DISK_FAILED"})
+
+
+class ImageInUse(MeshError):
+    """The guest still uses an image's disk."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "IMAGE_IN_USE"
+    domain = _GUEST
 
 # What a shell ends with for a program that is not executable, and for one that is not there.
 _SHELL_CODES = frozenset({"126", "127"})
@@ -45,6 +54,10 @@ def _of_guest(error: RemoteError, vm_id: str, name: str) -> MeshError:
         return kind(error.message, retry_after=error.retry_after, metadata=_passed_metadata(error))
     if error.reason == errors.ContainerNotFound.reason and error.code is Code.NOT_FOUND:
         return errors.ContainerNotFound(vm_id, name)
+    if error.reason == errors.ContainerRunning.reason:
+        return errors.ContainerRunning(name, "running in its guest")
+    if error.reason == ImageInUse.reason:
+        return ImageInUse(error.message)
     if error.reason in _UNSTARTABLE:
         return errors.ContainerStartFailed(error.message, metadata={"guest_reason": error.reason})
     if error.reason == errors.WrongEpoch.reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from cellmesh.hypervisor.domain.container import (
     MAX_CONTAINERS,
@@ -14,8 +15,12 @@ from cellmesh.hypervisor.domain.container import (
     ContainerStatus,
 )
 from cellmesh.hypervisor.domain.errors import (
+    ContainerChanged,
     ContainerNotFound,
+    ContainerRouted,
+    ContainerRunning,
     ContainerStartFailed,
+    DataDiskFull,
     ImageNotFound,
     ProviderKeyPresent,
     TooManyContainers,
@@ -33,10 +38,18 @@ from cellmesh.image import ImageError, ImageStore
 _COMING = frozenset({VmState.PENDING, VmState.STARTING, VmState.BACKOFF})
 
 
+class Remover(Protocol):
+    """The agents of VMs, as far as a deletion asks them. Raises MeshError."""
+
+    async def remove_container(self, vm_id: str, epoch: int, name: str, *, persistent: bool) -> None:
+        """Remove the files and the output of a stopped container; one that is not there is removed already."""
+
+
 class Containers:
     """The containers of all VMs."""
 
-    def __init__(self, *, store: Store, images: ImageStore, attempts: Attempts) -> None:
+    def __init__(self, *, store: Store, images: ImageStore, attempts: Attempts, guests: Remover) -> None:
+        self._guests = guests
         self._store = store
         self._images = images
         self._attempts = attempts
@@ -90,7 +103,7 @@ class Containers:
                 wanted=True,
                 generation=1,
                 epoch=0,
-                ingress_slot=max((other.ingress_slot + 1 for other in others), default=0),
+                ingress_slot=min(set(range(MAX_CONTAINERS)) - {other.ingress_slot for other in others}),
                 status=ContainerStatus(),
                 create_time=tx.now,
                 update_time=tx.now,
@@ -122,14 +135,42 @@ class Containers:
 
         async def wish(tx: Transaction) -> Container:
             before = await _container(tx, vm_id, name)
-            wanted = replace(before, wanted=False)
-            if wanted.epoch == 0:
-                # No agent has it, so there is nobody to wait for.
-                wanted = replace(wanted, status=replace(wanted.status, state=ContainerState.STOPPED))
-            return await tx.save_container(wanted, before)
+            return await tx.save_container(_unwanted(before), before)
 
         generation = await self._wish(intent, vm_id, wish, stopping=True)
         return await self._stopped(vm_id, name, generation)
+
+    async def delete(self, intent: Intent, vm_id: str, name: str, *, force: bool, persistent: bool) -> None:
+        """Delete a container of a RUNNING VM with its layers, and with its lasting directories if `persistent`.
+
+        Raises VmNotFound, VmNotRunning, VmDeleting, ContainerNotFound, ContainerRunning, ContainerRouted,
+        ContainerChanged, DataDiskFull, GuestUnreachable, GuestMisbehaved, RequestIdReused.
+        """
+        async with self._store.transaction() as tx:
+            if await tx.answer(intent) is not None:
+                return
+            _, container = await _deletable(tx, vm_id, name)
+            if container.wanted and not force:
+                raise ContainerRunning(name, container.status.state.name)
+            stopping = await tx.save_container(_unwanted(container), container)
+        await self._stopped(vm_id, name, stopping.generation)
+        vm, stopped = await self._look(vm_id, name)
+        if vm.state is not VmState.RUNNING:
+            raise VmNotRunning(vm_id, vm.state.name)
+        if stopped.generation != stopping.generation or not stopped.is_over:
+            raise ContainerChanged(name)
+        await self._guests.remove_container(vm_id, vm.epoch, name, persistent=persistent)
+        async with self._store.transaction() as tx:
+            _, container = await _deletable(tx, vm_id, name)
+            if container.generation != stopping.generation or not container.is_over:
+                raise ContainerChanged(name)
+            own = route_of_container(VmId(vm_id), name, tx.now)
+            for route in await tx.routes(vm_id):
+                if own is not None and route.prefix == own.prefix:
+                    await tx.delete_route(route)
+            await tx.delete_container(container, persistent_paths=persistent)
+            await tx.put_answer(intent, "{}")
+        self._attempts.forget(vm_id, name)
 
     def _has_image(self, digest: str) -> bool:
         try:
@@ -197,11 +238,36 @@ async def _container(reading: Reading, vm_id: str, name: str) -> Container:
     return container
 
 
-def _why_not(container: Container) -> ContainerStartFailed | ProviderKeyPresent:
+def _unwanted(container: Container) -> Container:
+    """Return a container as one to be stopped; one that no agent has is stopped."""
+    if container.epoch == 0:
+        stopped = replace(container.status, state=ContainerState.STOPPED)
+        return replace(container, wanted=False, status=stopped)
+    return replace(container, wanted=False)
+
+
+async def _deletable(reading: Reading, vm_id: str, name: str) -> tuple[Vm, Container]:
+    """Return a container and its VM, RUNNING, if no route but its own leads to it."""
+    vm = await found(reading, vm_id)
+    if vm.desired is DesiredState.DELETED:
+        raise VmDeleting(vm_id)
+    if vm.state is not VmState.RUNNING:
+        raise VmNotRunning(vm_id, vm.state.name)
+    container = await _container(reading, vm_id, name)
+    own = route_of_container(VmId(vm_id), name, container.create_time)
+    for route in await reading.routes(vm_id):
+        if route.target.container == name and (own is None or route.prefix != own.prefix):
+            raise ContainerRouted(name, route.prefix)
+    return vm, container
+
+
+def _why_not(container: Container) -> ContainerStartFailed | DataDiskFull | ProviderKeyPresent:
     status = container.status
     said = status.message or f"it is {status.state.name} with exit code {status.exit_code}"
     if status.reason == ProviderKeyPresent.reason:
         return ProviderKeyPresent(f"Container {container.name} was not started: {said}")
+    if status.reason == DataDiskFull.reason:
+        return DataDiskFull(f"Container {container.name} was not started: {said}.")
     return ContainerStartFailed(
         f"Container {container.name} did not start: {said}; correct its image or spec and start it again.",
         metadata={"container_reason": status.reason} if status.reason else None,

@@ -13,46 +13,40 @@ from cellmesh.hypervisor.domain.container import Container, ContainerState, Cont
 from cellmesh.hypervisor.domain.errors import (
     ContainerNotFound,
     ContainerStartFailed,
+    DataDiskFull,
     GuestUnreachable,
     ProviderKeyPresent,
 )
 from cellmesh.hypervisor.reconciler import outcomes
+from cellmesh.hypervisor.reconciler.images import ImageDisks
 from cellmesh.hypervisor.reconciler.ingress import Ingress
 from cellmesh.hypervisor.reconciler.world import World
-from cellmesh.hypervisor.vmm import Disk, Handle, VmmError
+from cellmesh.hypervisor.vmm import Handle, VmmError
 from cellmesh.image import ImageError
 from cellmesh.mesh.errors import InternalError, MeshError
 
-_SERIAL_DIGITS = 20
 _LONGEST_WAIT = 30.0
 _log = structlog.get_logger()
-
-
-def disk_of(world: World, digest: str) -> Disk:
-    """Return the read-only disk of a container image; ImageError if there is no such image."""
-    image = world.images.container(digest)
-    serial = digest.removeprefix("sha256:")[:_SERIAL_DIGITS]
-    return Disk(path=image.rootfs, serial=serial, readonly=True)
 
 
 class ContainerReconciler:
     """The containers of one boot of one VM. Tasks live in `tasks` and never raise."""
 
     def __init__(
-        self, world: World, tasks: asyncio.TaskGroup, handle: Handle, ingress: Ingress, *, attached: set[str]
+        self, world: World, tasks: asyncio.TaskGroup, handle: Handle, ingress: Ingress, *, images: ImageDisks
     ) -> None:
         self._world = world
         self._tasks = tasks
         self._handle = handle
         self._ingress = ingress
-        self._attached = attached
-        self._attaching = asyncio.Lock()
+        self._images = images
         self._tries: dict[str, asyncio.Task[None]] = {}
         self._not_before: dict[str, float] = {}
 
     def reconcile(self, containers: Iterable[Container]) -> float | None:
         """Begin what is to be done; return the seconds until there is more, or None."""
         waits: list[float] = []
+        containers = list(containers)
         for container in containers:
             name = container.name
             if not (container.needs_start or container.needs_stop):
@@ -63,6 +57,9 @@ class ContainerReconciler:
                     waits.append(wait)
                 else:
                     self._tries[name] = self._tasks.create_task(self._try(container), name=f"container {name}")
+        # A try may be about an image that no container is made of any more.
+        if not self._tries and (wait_of_images := self._images.detach_unused({c.spec.image for c in containers})):
+            waits.append(wait_of_images)
         return min(waits, default=None)
 
     async def cancel(self) -> None:
@@ -71,6 +68,7 @@ class ContainerReconciler:
         for task in tries:
             task.cancel()
         await asyncio.gather(*tries, return_exceptions=True)
+        await self._images.cancel()
 
     async def _try(self, container: Container) -> None:
         attempts = self._world.attempts
@@ -99,9 +97,9 @@ class ContainerReconciler:
         try:
             # Before its agent hears of it, so that it is never RUNNING and out of reach; the one before it is left.
             await self._ingress.ensure()
-            await self._attach(container.spec.image)
+            await self._images.attach(container.spec.image)
             status = await self._world.guests.start_container(self._handle.epoch, container)
-        except (ContainerStartFailed, ProviderKeyPresent) as error:
+        except (ContainerStartFailed, DataDiskFull, ProviderKeyPresent) as error:
             status = ContainerStatus(state=ContainerState.FAILED, reason=error.reason, message=error.message)
         except ImageError as error:
             status = ContainerStatus(state=ContainerState.FAILED, reason="IMAGE_NOT_FOUND", message=str(error))
@@ -129,13 +127,6 @@ class ContainerReconciler:
             status=status,
             only_from=only_from,
         )
-
-    async def _attach(self, digest: str) -> None:
-        """Give the VM the disk of an image; at boot it got those it was known to need."""
-        async with self._attaching:
-            if digest not in self._attached:
-                await self._world.vmm.add_disk(self._handle, disk_of(self._world, digest))
-                self._attached.add(digest)
 
 
 def _told(container: Container, error: Exception) -> MeshError:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from cellmesh.hypervisor.domain.container import Container
 from cellmesh.hypervisor.domain.vm import Reason, Vm
-from cellmesh.hypervisor.reconciler.containers import disk_of
+from cellmesh.hypervisor.reconciler.images import disk_of
 from cellmesh.hypervisor.reconciler.world import World
 from cellmesh.hypervisor.vmm import Cell, Disk, Handle, VmmError, VmmRefused
 from cellmesh.image import ImageError

@@ -69,7 +69,7 @@ async def fail(world: World, vm_id: str, epoch: int, reason: Reason, message: st
         if vm is None or vm.epoch != epoch or vm.state not in _UP:
             return
         await rest_containers(tx, vm_id)
-        tries = 1 if _proven(vm, tx, world.timing.proven) else vm.restart_count + 1
+        tries = max(vm.restart_count - _forgiven(vm, tx, world.timing.proven), 0) + 1
         policy = vm.spec.restart_policy
         if not policy.allows(tries):
             text = f"{message} It was restarted {tries - 1} times in a row; mend the cause, then start or recycle it."
@@ -82,8 +82,11 @@ async def fail(world: World, vm_id: str, epoch: int, reason: Reason, message: st
         await tx.save_vm(dead, vm)
 
 
-def _proven(vm: Vm, tx: Transaction, long_enough: timedelta) -> bool:
-    return vm.state is VmState.RUNNING and vm.running_time is not None and tx.now - vm.running_time >= long_enough
+def _forgiven(vm: Vm, tx: Transaction, unit: timedelta) -> int:
+    """Return how many earlier restarts a run makes up for: one for each `unit` that it lasted."""
+    if vm.state is not VmState.RUNNING or vm.running_time is None:
+        return 0
+    return int((tx.now - vm.running_time) / unit)
 
 
 async def come_to_rest(world: World, vm_id: str) -> None:

@@ -15,6 +15,7 @@ from cellmesh.hypervisor.lifecycle.sessions import Session
 from cellmesh.hypervisor.reconciler import outcomes
 from cellmesh.hypervisor.reconciler.bridge import keep_bridge
 from cellmesh.hypervisor.reconciler.containers import ContainerReconciler
+from cellmesh.hypervisor.reconciler.images import ImageDisks
 from cellmesh.hypervisor.reconciler.ingress import Ingress
 from cellmesh.hypervisor.reconciler.launch import StartFailed, attached_at_boot, launch
 from cellmesh.hypervisor.reconciler.liveness import Silence, Watch
@@ -284,8 +285,8 @@ class VmReconciler:
         if vm.vmm_pid != handle.pid:
             # We died after starting it and before noting its process.
             await outcomes.put_pid(self._world, vm.vm_id, vm.epoch, handle.pid)
-        # Which disks it has is not remembered: one that is there already is left as it is.
-        self._take(tasks, handle, attached=set(), fresh=False)
+        # Which disks it has is not remembered: the VMM says it.
+        self._take(tasks, handle, attached=None, fresh=False)
 
     async def _found_gone(self, vm: Vm, reason: str) -> None:
         if vm.state is VmState.STARTING:
@@ -302,13 +303,14 @@ class VmReconciler:
                 self._world, vm.vm_id, VmState.QUARANTINED, reason=Reason.ADOPTION_DOUBTFUL, message=text
             )
 
-    def _take(self, tasks: asyncio.TaskGroup, handle: Handle, *, attached: set[str], fresh: bool) -> None:
+    def _take(self, tasks: asyncio.TaskGroup, handle: Handle, *, attached: set[str] | None, fresh: bool) -> None:
         """Make a running VMM this VM's."""
         self._handle, self._exit = handle, None
         self._world.handles[self._vm_id] = handle
         self._boot, self._silence = self._watch(), None
         self._ingress = Ingress(self._world, handle, fresh=fresh)
-        self._containers = ContainerReconciler(self._world, tasks, handle, self._ingress, attached=attached)
+        images = ImageDisks(self._world, tasks, handle, attached=attached)
+        self._containers = ContainerReconciler(self._world, tasks, handle, self._ingress, images=images)
         self._bridge = tasks.create_task(
             keep_bridge(self._world, handle, self._bridge_renewed), name=f"bridge of {self._vm_id}"
         )

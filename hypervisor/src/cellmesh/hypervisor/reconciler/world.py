@@ -30,6 +30,9 @@ class Guests(Protocol):
     async def stop_container(self, epoch: int, container: Container) -> ContainerStatus:
         """Stop a container and return how it is then."""
 
+    async def release_image(self, vm_id: str, epoch: int, serial: str) -> None:
+        """Have the guest let go of an image's disk."""
+
     async def shutdown(self, vm_id: str, epoch: int, *, grace: timedelta) -> None:
         """Ask the guest to stop its containers and to power off."""
 
@@ -63,8 +66,8 @@ class Timing:
 
     boot_timeout: timedelta
     heartbeat_interval: timedelta
-    # A run of this length makes the count of restarts start anew.
-    proven: timedelta = timedelta(minutes=1)
+    # Each run of this length makes up for one restart: a VM that dies after every minute ends FAILED all the same.
+    proven: timedelta = timedelta(minutes=10)
     room_poll: timedelta = timedelta(seconds=2)
     probe_timeout: timedelta = timedelta(seconds=3)
     # Between two questions to a silent guest.

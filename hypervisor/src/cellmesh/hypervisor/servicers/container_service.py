@@ -50,6 +50,20 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
             container = await self._containers.restart(decode.intent(request), request.vm_id, request.container_name)
         return container_service_pb2.RestartContainerResponse(container=encode.container(container))
 
+    async def DeleteContainer(
+        self, request: container_service_pb2.DeleteContainerRequest, _: Context
+    ) -> container_service_pb2.DeleteContainerResponse:
+        """Remove a container with its files."""
+        async with self._shutdown.ends():
+            await self._containers.delete(
+                decode.intent(request),
+                request.vm_id,
+                request.container_name,
+                force=request.force,
+                persistent=request.persistent_paths,
+            )
+        return container_service_pb2.DeleteContainerResponse()
+
     async def GetContainer(
         self, request: container_service_pb2.GetContainerRequest, _: Context
     ) -> container_service_pb2.GetContainerResponse:

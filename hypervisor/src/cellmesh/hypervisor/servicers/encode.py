@@ -157,6 +157,9 @@ def _put_payload(message: event_pb2.Event, payload: event.Payload | None) -> Non
             message.container_health_changed.to = HEALTH[now]
         case event.ContainerOomKilled(oom_kills=kills):
             message.container_oom_killed.oom_kills = kills
+        case event.ContainerDeleted(persistent_paths=persistent):
+            message.container_deleted.MergeFrom(event_pb2.ContainerDeleted(persistent_paths=persistent))
+            message.container_deleted.SetInParent()
         case event.AgentMisbehaved(kind=kind, message=text, count=count):
             message.agent_misbehaved.MergeFrom(event_pb2.AgentMisbehaved(kind=kind, message=text, count=count))
         case event.Anomaly(kind=kind, message=text):

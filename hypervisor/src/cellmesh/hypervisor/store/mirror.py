@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TypeVar
 
 from cellmesh.hypervisor.domain.container import Container
 from cellmesh.hypervisor.domain.route import CurrentRoute, Route, current
 from cellmesh.hypervisor.domain.vm import Vm
 from cellmesh.hypervisor.store.transaction import Reading, Transaction
+
+_Value = TypeVar("_Value")
 
 
 class Mirror:
@@ -29,9 +32,9 @@ class Mirror:
     def apply(self, committed: Transaction) -> None:
         """Take over what a transaction stored, after its commit."""
         for (vm_id, name), container in committed.stored_containers.items():
-            self._containers.setdefault(vm_id, {})[name] = container
+            _put(self._containers.setdefault(vm_id, {}), name, container)
         for (vm_id, prefix), route in committed.stored_routes.items():
-            self._routes.setdefault(vm_id, {})[prefix] = route
+            _put(self._routes.setdefault(vm_id, {}), prefix, route)
         for vm_id, vm in committed.stored_vms.items():
             if vm is None:
                 self._drop(vm_id)
@@ -74,3 +77,10 @@ class Mirror:
         containers = self._containers.get(vm_id, {})
         routes = sorted(self._routes.get(vm_id, {}).items())
         return [current(route, vm, containers.get(route.target.container)) for _, route in routes]
+
+
+def _put(values: dict[str, _Value], key: str, value: _Value | None) -> None:
+    if value is None:
+        values.pop(key, None)
+    else:
+        values[key] = value

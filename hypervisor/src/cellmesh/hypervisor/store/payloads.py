@@ -31,6 +31,8 @@ def from_json(kind: str, document: str) -> event.Payload:
             return event.ContainerHealthChanged(**_typed(fields, Health))
         case "ContainerOomKilled":
             return event.ContainerOomKilled(**fields)
+        case "ContainerDeleted":
+            return event.ContainerDeleted(**fields)
         case "AgentMisbehaved":
             return event.AgentMisbehaved(**fields)
         case "Anomaly":

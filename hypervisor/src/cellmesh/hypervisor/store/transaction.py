@@ -13,6 +13,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from cellmesh.hypervisor.domain.container import Container
 from cellmesh.hypervisor.domain.event import (
+    ContainerDeleted,
     ContainerHealthChanged,
     ContainerOomKilled,
     ContainerStateChanged,
@@ -228,10 +229,10 @@ class Transaction(Reading):
         self.touched: set[str] = set()
         # Called once all is committed, whatever becomes of who committed it.
         self.follow_ups: list[Callable[[], None]] = []
-        # What this transaction stored last, by VM, container and route; None is a VM that is gone.
+        # What this transaction stored last, by VM, container and route; None is one that is gone.
         self.stored_vms: dict[str, Vm | None] = {}
-        self.stored_containers: dict[tuple[str, str], Container] = {}
-        self.stored_routes: dict[tuple[str, str], Route] = {}
+        self.stored_containers: dict[tuple[str, str], Container | None] = {}
+        self.stored_routes: dict[tuple[str, str], Route | None] = {}
 
     async def add_vm(self, vm: Vm) -> None:
         """Store a new VM."""
@@ -282,6 +283,30 @@ class Transaction(Reading):
         self.touched.add(container.vm_id)
         self.stored_containers[container.vm_id, container.name] = container
         return container
+
+    async def delete_container(self, container: Container, *, persistent_paths: bool) -> None:
+        """Remove a container with the drains of routes to it; the log says what was removed with it."""
+        key = (container.vm_id, container.name)
+        await self._connection.execute(
+            delete(CONTAINERS).where(CONTAINERS.c.vm_id == key[0], CONTAINERS.c.name == key[1])
+        )
+        await self._connection.execute(delete(DRAINS).where(DRAINS.c.vm_id == key[0], DRAINS.c.container == key[1]))
+        subject = Subject(
+            vm_id=container.vm_id,
+            container_name=container.name,
+            epoch=container.epoch,
+            generation=container.generation,
+        )
+        await self.log(subject, ContainerDeleted(persistent_paths=persistent_paths))
+        self.stored_containers[key] = None
+
+    async def delete_route(self, route: Route) -> None:
+        """Remove a route; what made that necessary is what the log tells."""
+        await self._connection.execute(
+            delete(ROUTES).where(ROUTES.c.vm_id == route.vm_id, ROUTES.c.prefix == route.prefix)
+        )
+        self.touched.add(route.vm_id)
+        self.stored_routes[route.vm_id, route.prefix] = None
 
     async def add_routes(self, routes: Sequence[Route]) -> None:
         """Store new routes of a VM; what made them necessary is what the log tells."""

@@ -3,6 +3,7 @@
 from cellmesh.hypervisor.vmm.errors import (
     BridgeFailed,
     DiskRefused,
+    EjectUnfinished,
     InvalidVm,
     LaunchFailed,
     StillRunning,
@@ -41,6 +42,7 @@ __all__ = [
     "Disk",
     "DiskRefused",
     "Doubtful",
+    "EjectUnfinished",
     "Exit",
     "ExitReason",
     "Gone",

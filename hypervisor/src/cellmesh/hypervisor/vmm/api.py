@@ -17,6 +17,7 @@ from cellmesh.hypervisor.vmm.rest import RestClient
 _QUICK = 2.0
 _CHANGE = 30.0
 _NOT_FOUND = 404
+_DISK = "_disk"
 _GUEST_CID = 3  # there is no host-visible CID: every VM may use the same one
 
 
@@ -25,8 +26,15 @@ class Info:
     """What vm.info says, as far as we use it."""
 
     state: VmState
-    serials: frozenset[str]
-    """Serials of the attached disks."""
+    disks: Mapping[str, str]
+    """The ids of the attached disks, by serial."""
+    leaving: frozenset[str]
+    """The ids of disks whose removal was asked for and that the guest has not ejected."""
+
+    @property
+    def serials(self) -> frozenset[str]:
+        """Return the serials of the attached disks."""
+        return frozenset(self.disks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +60,14 @@ class Api:
         except VmmRefused as refusal:
             # Before v53 a VMM without a VM answered 500 with the same words.
             if refusal.status == _NOT_FOUND or "not created" in refusal.message:
-                return Info(state=VmState.NONE, serials=frozenset())
+                return Info(state=VmState.NONE, disks={}, leaving=frozenset())
             raise
         try:
             state = VmState(str(answer["state"]))
         except (KeyError, ValueError):
             raise VmmInvalid(f"vm.info gave an unknown state: {shown(repr(answer.get('state')))}.") from None
-        return Info(state=state, serials=_serials(answer.get("config")))
+        disks = _disks(answer.get("config"))
+        return Info(state=state, disks=disks, leaving=_disk_nodes(answer.get("device_tree")) - set(disks.values()))
 
     async def counters(self) -> Mapping[str, object]:
         """Return the device counters of the VM."""
@@ -89,6 +98,21 @@ class Api:
         except (VmmUnreachable, VmmTimeout):
             if disk.serial not in (await self.info()).serials:
                 raise
+
+    async def remove_disk(self, serial: str) -> str | None:
+        """Ask the guest to eject a disk and return its id; None if no such disk is attached.
+
+        The disk is gone once vm.info lists its id as `leaving` no longer.
+        """
+        identifier = (await self.info()).disks.get(serial)
+        if identifier is None:
+            return None
+        try:
+            await self.rest.request("PUT", "vm.remove-device", {"id": identifier}, seconds=_CHANGE)
+        except (VmmUnreachable, VmmTimeout):
+            if serial in (await self.info()).disks:
+                raise
+        return identifier
 
     async def power_button(self) -> None:
         """Press the guest's power button; the guest may ignore it."""
@@ -129,8 +153,16 @@ def _mapping(endpoint: str, answer: object) -> Mapping[str, object]:
     return answer
 
 
-def _serials(config: object) -> frozenset[str]:
+def _disks(config: object) -> Mapping[str, str]:
     disks = config.get("disks") if isinstance(config, dict) else None
     if not isinstance(disks, list):
+        return {}
+    found = (disk for disk in disks if isinstance(disk, dict) and disk.get("serial"))
+    return {str(disk["serial"]): str(disk.get("id", "")) for disk in found}
+
+
+def _disk_nodes(tree: object) -> frozenset[str]:
+    """Return the ids of the disks in the device tree: cloud-hypervisor names those we add `_disk<n>`."""
+    if not isinstance(tree, dict):
         return frozenset()
-    return frozenset(str(disk["serial"]) for disk in disks if isinstance(disk, dict) and disk.get("serial"))
+    return frozenset(str(identifier) for identifier in tree if str(identifier).startswith(_DISK))

@@ -7,6 +7,7 @@ VmmError
 ├── VmmInvalid         an answer that is not what cloud-hypervisor sends, or not from the process it should be
 ├── LaunchFailed       the VMM, its bridge or a tool could not be started
 ├── DiskRefused        a disk that is not safe to attach
+├── EjectUnfinished    the guest keeps a disk that it was asked to eject
 ├── BridgeFailed       the bridge refused a request or answered nonsense
 ├── StillRunning       the wish needs a dead VMM and there is a live one
 ├── StopUnfinished     the VMM outlived the rungs it was given
@@ -66,6 +67,10 @@ class DiskRefused(VmmError):
         super().__init__(f"The disk {shown(str(path))} {reason}; it was not attached.")
         self.path = path
         self.reason = reason
+
+
+class EjectUnfinished(VmmError):
+    """The guest has not ejected a disk in time; its slot is taken until it does, or until the VM restarts."""
 
 
 class BridgeFailed(VmmError):

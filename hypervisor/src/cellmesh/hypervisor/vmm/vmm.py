@@ -11,7 +11,7 @@ from pathlib import Path
 from cellmesh.hypervisor.vmm import adopt, bridges, disks, events, handle_file, ladder, layout, process, sweep
 from cellmesh.hypervisor.vmm.api import Api
 from cellmesh.hypervisor.vmm.cgroup import Cgroups
-from cellmesh.hypervisor.vmm.errors import InvalidVm, LaunchFailed, StillRunning, StopUnfinished, shown
+from cellmesh.hypervisor.vmm.errors import EjectUnfinished, InvalidVm, LaunchFailed, StillRunning, StopUnfinished, shown
 from cellmesh.hypervisor.vmm.ingress import Ingress
 from cellmesh.hypervisor.vmm.launch import Launcher, kvm_group
 from cellmesh.hypervisor.vmm.layout import Layout
@@ -35,6 +35,9 @@ _LAUNCHES = 16
 """How many VMs are started at once; more only make each of them slower."""
 _VERSION_SECONDS = 30.0
 _KILL_SECONDS = 30.0
+_EJECT_SECONDS = 30.0
+_EJECT_FIRST_POLL = 0.05
+_EJECT_LONGEST_POLL = 1.0
 
 
 class Vmm:
@@ -139,6 +142,27 @@ class Vmm:
         """Attach a disk to the running VM; one with the same serial is left as it is. Raises DiskRefused."""
         await asyncio.to_thread(disks.check, disk)
         await Api.of(handle).add_disk(disk)
+
+    async def disks(self, handle: Handle) -> frozenset[str]:
+        """Return the serials of the disks that are attached to the running VM. Raises VmmError."""
+        return (await Api.of(handle).info()).serials
+
+    async def remove_disk(self, handle: Handle, serial: str) -> None:
+        """Detach a disk that the guest has let go of, and wait until it is gone; one that is not attached is fine.
+
+        Raises EjectUnfinished if the guest does not eject it in time, and VmmError.
+        """
+        api = Api.of(handle)
+        identifier = await api.remove_disk(serial)
+        if identifier is not None and not await _without(api, {identifier}):
+            raise EjectUnfinished(f"The guest has not ejected the disk {serial} within {_EJECT_SECONDS:g} s.")
+
+    async def settle_disks(self, handle: Handle) -> None:
+        """Wait until disks whose removal was asked for are gone, if the guest ejects them in time. Raises VmmError."""
+        api = Api.of(handle)
+        leaving = (await api.info()).leaving
+        if leaving:
+            await _without(api, leaving)
 
     def ingress_socket(self, vm_id: str, name: str) -> Path:
         """Return where the edge reaches a listener of `ensure_ingress`."""
@@ -263,3 +287,15 @@ class Vmm:
         if asked.returncode or not said.strip():
             raise LaunchFailed(f"{self._binary} does not tell its version; set CELLMESH_VMM to a cloud-hypervisor.")
         return shown(said.splitlines()[0])
+
+
+async def _without(api: Api, identifiers: Collection[str]) -> bool:
+    """Wait until these disks have left the device tree; False if they are there after `_EJECT_SECONDS`."""
+    end = asyncio.get_running_loop().time() + _EJECT_SECONDS
+    pause = _EJECT_FIRST_POLL
+    while (await api.info()).leaving & set(identifiers):
+        if asyncio.get_running_loop().time() >= end:
+            return False
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _EJECT_LONGEST_POLL)
+    return True
