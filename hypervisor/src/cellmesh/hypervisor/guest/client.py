@@ -121,7 +121,7 @@ class GuestClient:
                 raise translated(error, vm_id=vm_id, name=name) from error
 
     async def release_image(self, vm_id: str, epoch: int, serial: str) -> None:
-        """Have the guest let go of an image's disk. Raises ImageInUse on top."""
+        """Have the guest let go of an image's disk."""
         async with self._line(vm_id, epoch) as line:
             request = container_service_pb2.ReleaseImageRequest(epoch=epoch, serial=serial)
             try:

@@ -33,6 +33,7 @@ class ImageInUse(MeshError):
     reason = "IMAGE_IN_USE"
     domain = _GUEST
 
+
 # What a shell ends with for a program that is not executable, and for one that is not there.
 _SHELL_CODES = frozenset({"126", "127"})
 
@@ -56,8 +57,8 @@ def _of_guest(error: RemoteError, vm_id: str, name: str) -> MeshError:
         return errors.ContainerNotFound(vm_id, name)
     if error.reason == errors.ContainerRunning.reason:
         return errors.ContainerRunning(name, "running in its guest")
-    if error.reason == ImageInUse.reason:
-        return ImageInUse(error.message)
+    if error.reason == "IMAGE_IN_USE":
+        return errors.GuestUnreachable(f"VM {vm_id} still uses the disk ({error.message}); it is tried again.")
     if error.reason in _UNSTARTABLE:
         return errors.ContainerStartFailed(error.message, metadata={"guest_reason": error.reason})
     if error.reason == errors.WrongEpoch.reason:
