@@ -223,7 +223,9 @@ async def test_a_guest_that_never_speaks_is_given_up(guest_image: GuestImage) ->
         assert processes(it) != []
         given_up = await it.until(vm.vm_id, FAILED)
         assert (given_up.reason, given_up.epoch, given_up.vmm_pid) == ("HELLO_TIMEOUT", 2, 0)
-        assert "no Hello within 4 s; read its console log" in given_up.message
+        # The limit counts the time that the guest could use: on a busy machine more than 4 s pass.
+        assert "The guest's agent said no Hello within" in given_up.message
+        assert "Read its console log" in given_up.message
         assert "mend the cause, then start or recycle it" in given_up.message
         assert left(it.run_dir / "vm") == []
         # The emulator's QEMU is a child of the process that was killed, and goes a moment after it.
