@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-READY_SECONDS = 90.0
+READY_SECONDS = 600.0  # `up` itself gives up earlier if nothing moves any more.
 STOP_SECONDS = 120.0
 LAST_LINES = 25
 
