@@ -23,7 +23,9 @@ from cellmesh.guest.containers.model import (
 )
 from cellmesh.guest.errors import (
     ContainerNotFound,
+    ContainerRunning,
     ContainerStartFailed,
+    ImageInUse,
     ImageNotAttached,
     OldGeneration,
     TooManyContainers,
@@ -251,3 +253,37 @@ async def test_a_tcp_probe_follows_the_port() -> None:
             await until(lambda: cell.containers.find("live").status.health is Health.NOT_SERVING)
             listener.listen()
             await until(lambda: cell.containers.find("live").status.health is Health.SERVING)
+
+
+async def test_a_removal_waits_until_a_stopped_container_has_let_go() -> None:
+    """STOPPED is reported before the container is taken apart; a running one is refused, and stays."""
+    async with local_cell() as cell:
+        await cell.start("live", 1, _spec())
+        with pytest.raises(ContainerRunning, match="stop it first"):
+            await cell.containers.remove("live", persistent=False)
+        container = cell.containers.find("live")
+        container.request_stop(0.0)
+        await until(lambda: _state(cell) is State.STOPPED)
+        await cell.containers.remove("live", persistent=True)
+        assert container.over
+        assert cell.runtime.started[0].removed
+        assert cell.runtime.removed == [("live", True)]
+        await cell.containers.remove("live", persistent=True)
+
+
+async def test_an_image_is_released_only_when_no_container_uses_it() -> None:
+    """The refusal names the container, or says what still holds the disk."""
+    async with local_cell() as cell:
+        serial = IMAGE[7:27]
+        await cell.start("live", 1, _spec())
+        with pytest.raises(ImageInUse, match="live"):
+            await cell.containers.release_image(serial)
+        await cell.containers.stop("live")
+        cell.runtime.busy = "its file system is in use"
+        with pytest.raises(ImageInUse, match="in use"):
+            await cell.containers.release_image(serial)
+        assert cell.runtime.released == []
+        cell.runtime.busy = ""
+        await cell.containers.release_image(serial)
+        await cell.containers.release_image(serial)
+        assert cell.runtime.released == [serial, serial]

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from cellmesh.guest.containers.model import ContainerSpec, ContainerStatus
     from cellmesh.guest.containers.runtime import RunningContainer, Runtime
 
+# States that nothing follows; `model`, which has them, is a module that a boot does without.
+_LAST_STATES = frozenset({"STOPPED", "FAILED"})
+
 
 class Containers:
     """Starts, replaces and stops containers; their lives are tasks of `group`; each asks for the `runtime`.
@@ -124,7 +127,9 @@ class Containers:
         async with self._locks[name]:
             container = self._containers.get(name)
             if container is not None and not container.over:
-                raise ContainerRunning(f"container {name} is {container.status.state.name}: stop it first")
+                if container.status.state.name not in _LAST_STATES:
+                    raise ContainerRunning(f"container {name} is {container.status.state.name}: stop it first")
+                await container.ended()  # It reports its end a moment before it has let go of its files.
             with _data_disk(f"container {name}"):
                 empty = await self._runtime().remove(name, persistent=persistent)
                 if empty:
