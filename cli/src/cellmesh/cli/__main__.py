@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from typer.exceptions import TyperException
 
+from cellmesh.cli import streams
 from cellmesh.cli.app import app
 from cellmesh.cli.errors import CliError, ExitCode, UsageError
 from cellmesh.cli.output import Output
@@ -14,11 +15,17 @@ from cellmesh.cli.output import Output
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if argv is None:
+        streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Before the line is understood, this is the best guess of how errors should look.
     output = Output(json_output="--json" in arguments)
     try:
-        return int(app(args=arguments, prog_name="cellmesh", standalone_mode=False) or ExitCode.OK)
+        code = int(app(args=arguments, prog_name="cellmesh", standalone_mode=False) or ExitCode.OK)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return int(ExitCode.OK)
     except CliError as error:
         output.error(error)
         return int(error.exit_code)

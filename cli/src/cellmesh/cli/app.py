@@ -13,7 +13,8 @@ from cellmesh.cli.commands import container, doctor, events, exec_, image, logs,
 
 _EPILOG = (
     "Exit codes: 0 well, 1 bad news, 2 usage, 3 not found, 4 no node or guest answers, 5 its state does not allow it, "
-    "6 no room, 7 not allowed, 8 too late, 9 not reached, 10 a fault, 130 Ctrl-C; exec: the command's own, or 125."
+    "6 no room, 7 not allowed, 8 too late, 9 not reached, 10 a fault, 74 output lost, 130 Ctrl-C; "
+    "exec: the command's own, or 125."
 )
 
 # Plain help: rich would cost a third of the start-up time.

@@ -29,6 +29,8 @@ class ExitCode(IntEnum):
     """`--wait`: it became something else than was wanted."""
     INTERNAL = 10
     """A fault of the node, or of this command."""
+    OUTPUT_LOST = 74
+    """Standard output could not be written, such as to a full disk; EX_IOERR of sysexits.h."""
     EXEC_FAILED = 125
     """`exec`: the command could not be run, or was lost."""
     EXEC_NOT_EXECUTABLE = 126

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import typer
 
+from cellmesh.cli import streams
 from cellmesh.cli.connection import Node, connect
-from cellmesh.cli.errors import CliError, ExitCode
+from cellmesh.cli.errors import CliError, ExitCode, UsageError
 from cellmesh.cli.output import Output
 from cellmesh.cli.refusal import explain
 from cellmesh.cli.settings import Settings, settings_from
@@ -59,8 +59,8 @@ def run(context: typer.Context, body: LocalBody, *, json_output: bool, failure_c
     except (KeyboardInterrupt, asyncio.CancelledError):
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has seen enough.
+        streams.discard(1)
         code = ExitCode.OK
     except Exception as error:
         failure = _explained(error)
@@ -79,6 +79,9 @@ async def _with_node(settings: Settings, output: Output, body: Body) -> int | No
 
 def _explained(error: Exception) -> CliError | None:
     cause = _first_of(error)
+    if isinstance(cause, UnicodeEncodeError):
+        # Output takes any text; an argument with other bytes has no place in a message of the contracts.
+        return UsageError(f"The value {cause.object!r} is not UTF-8.", "Give it as UTF-8.")
     return cause if isinstance(cause, CliError) else explain(cause)
 
 

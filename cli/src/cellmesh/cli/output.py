@@ -115,7 +115,9 @@ class Output:
         for line in error.context:
             print(f"  | {printable(line)}", file=self._stderr)
         print(f"error: {printable(error.what)}", file=self._stderr)
-        print(f"       {printable(error.fix)}", file=self._stderr, flush=True)
+        if error.fix:
+            print(f"       {printable(error.fix)}", file=self._stderr)
+        self._stderr.flush()
 
 
 def rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:

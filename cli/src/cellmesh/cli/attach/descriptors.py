@@ -7,6 +7,8 @@ import os
 import select
 from collections.abc import Callable
 
+from cellmesh.cli import streams
+
 _READ_SIZE = 64 * 1024
 
 
@@ -22,13 +24,20 @@ async def read_some(descriptor: int) -> bytes:
 
 
 async def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data`; raises BrokenPipeError when nobody reads any more."""
+    """Write all of `data`; raises BrokenPipeError when the reader is gone, and OutputLostError."""
     loop = asyncio.get_running_loop()
     view = memoryview(data)
     while view:
         await _ready(descriptor, loop.add_writer, loop.remove_writer)
         # A pipe that is ready takes this much without blocking; more could stop the whole command.
-        view = view[os.write(descriptor, view[: select.PIPE_BUF]) :]
+        try:
+            view = view[os.write(descriptor, view[: select.PIPE_BUF]) :]
+        except BlockingIOError:
+            # The descriptor is non-blocking, and another program that shares it filled it.
+            continue
+        except OSError as error:
+            streams.discard(descriptor)
+            streams.refuse_lost_output(descriptor, error)
 
 
 async def _ready(

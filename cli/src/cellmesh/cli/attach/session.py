@@ -14,6 +14,7 @@ from cellmesh.cli.attach.input import InputBuffer
 from cellmesh.cli.connection import Patience, Stream
 from cellmesh.cli.errors import ExecLostError
 from cellmesh.cli.refusal import is_broken_stream
+from cellmesh.cli.streams import OutputLostError
 
 Frames = AsyncIterator[container_service_pb2.ExecRequest]
 Answers = Stream[container_service_pb2.ExecResponse]
@@ -45,6 +46,7 @@ class ExecSession:
         self._controls: deque[exec_pb2.ExecInput] = deque(maxlen=_MOST_CONTROLS)
         self._wake = asyncio.Event()
         self._is_broken_pipe = False
+        self._output_lost: OutputLostError | None = None
         self._was_opened = False
         self._stream_number = 0
         self.input = InputBuffer()
@@ -75,6 +77,8 @@ class ExecSession:
                     raise
                 broken: Exception = error
             else:
+                if exited is not None and self._output_lost is not None:
+                    raise self._output_lost
                 if exited is not None:
                     return exited
                 broken = ExecLostError("The command's stream ended before the command did.")
@@ -152,9 +156,15 @@ class ExecSession:
         try:
             await self._write(2 if stream == exec_pb2.OUTPUT_STREAM_STDERR else 1, data)
         except BrokenPipeError:
-            # As in a local pipe: the command hears of it, and what it still writes is thrown away.
-            self._is_broken_pipe = True
-            self.send_signal(signal.SIGPIPE)
+            self._end_output()
+        except OutputLostError as error:
+            self._output_lost = error
+            self._end_output()
+
+    def _end_output(self) -> None:
+        """Do as a local pipe does: the command is told, and what it still writes is thrown away."""
+        self._is_broken_pipe = True
+        self.send_signal(signal.SIGPIPE)
 
     def _check_complete(self, exited: exec_pb2.ExecExited) -> None:
         received = self._acknowledgement()
