@@ -199,6 +199,8 @@ def explained_image_errors() -> Iterator[None]:
     except PermissionError as error:
         what = f"{error.filename} can't be written: {error.strerror}."
         raise CliError(what, "Run this as root.", exit_code=ExitCode.DENIED, reason="PERMISSION_DENIED") from error
+    except BrokenPipeError:
+        raise  # of our own output, whose reader is gone
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         what = f"The disk or the archive can't be used: {where}{error.strerror}."
