@@ -65,7 +65,7 @@ def parse_probe(http: str | None, tcp: int | None, command: str | None) -> conta
 
 
 def parse_grace(text: str | None) -> Duration | None:
-    """Return the time between SIGTERM and SIGKILL, or None for the default."""
+    """Return the time between the stop signal and SIGKILL, or None for the default."""
     if text is None:
         return None
     grace = Duration()

@@ -46,7 +46,7 @@ def start(
     probe_exec: Annotated[str | None, typer.Option(metavar="SHELL", help="It is well if this succeeds.")] = None,
     http_port: Annotated[int, typer.Option(help="Where it serves HTTP to the edge; 0 is 8080.", min=0, max=65535)] = 0,
     persist: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Directory that outlives it.")] = None,
-    stop_grace: Annotated[str | None, typer.Option(metavar="TIME", help="From SIGTERM to SIGKILL; 5s.")] = None,
+    stop_grace: Annotated[str | None, typer.Option(metavar="TIME", help="From the stop signal to SIGKILL; 5s.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is well, and show what happens.")] = False,
     timeout: TimeoutOption = "3m",
     json_output: JsonOption = False,

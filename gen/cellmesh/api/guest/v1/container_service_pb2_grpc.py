@@ -101,7 +101,7 @@ class GuestContainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopContainer(self, request, context):
-        """Stops a container and waits until it is stopped: SIGTERM, its grace, SIGKILL.
+        """Stops a container and waits until it is stopped: the stop signal of its image (else SIGTERM), its grace, SIGKILL.
 
         Callers: hypervisor.
         Idempotent: a stopped container stays stopped.

@@ -47,7 +47,7 @@ class GuestContainerServiceStub:
     RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
     """
     StopContainer: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.StopContainerRequest, _container_service_pb2.StopContainerResponse]
-    """Stops a container and waits until it is stopped: SIGTERM, its grace, SIGKILL.
+    """Stops a container and waits until it is stopped: the stop signal of its image (else SIGTERM), its grace, SIGKILL.
 
     Callers: hypervisor.
     Idempotent: a stopped container stays stopped.
@@ -118,7 +118,7 @@ class GuestContainerServiceAsyncStub(GuestContainerServiceStub):
     RESOURCE_EXHAUSTED/TOO_MANY_CONTAINERS, RESOURCE_EXHAUSTED/DATA_DISK_FULL, INTERNAL/DATA_DISK_FAILED.
     """
     StopContainer: _aio.UnaryUnaryMultiCallable[_container_service_pb2.StopContainerRequest, _container_service_pb2.StopContainerResponse]  # type: ignore[assignment]
-    """Stops a container and waits until it is stopped: SIGTERM, its grace, SIGKILL.
+    """Stops a container and waits until it is stopped: the stop signal of its image (else SIGTERM), its grace, SIGKILL.
 
     Callers: hypervisor.
     Idempotent: a stopped container stays stopped.
@@ -198,7 +198,7 @@ class GuestContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _container_service_pb2.StopContainerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_container_service_pb2.StopContainerResponse, _abc.Awaitable[_container_service_pb2.StopContainerResponse]]:
-        """Stops a container and waits until it is stopped: SIGTERM, its grace, SIGKILL.
+        """Stops a container and waits until it is stopped: the stop signal of its image (else SIGTERM), its grace, SIGKILL.
 
         Callers: hypervisor.
         Idempotent: a stopped container stays stopped.
