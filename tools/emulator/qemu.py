@@ -57,7 +57,7 @@ class Qemu:
         # The root port of each disk that can be unplugged.
         self._ports: dict[str, int] = {}
         self._fixed: frozenset[str] = frozenset()
-        self._port_count = 0
+        self._port_count = port_count(())
         self._released: list[str] = []
 
     @property

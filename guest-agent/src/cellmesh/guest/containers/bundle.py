@@ -42,7 +42,7 @@ _MASKED_PATHS = (
     "/proc/timer_list",
     "/proc/timer_stats",
 )
-_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/sys")
+_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
 # What runtimes and allocators read to size themselves. The rest of the machine's sysfs is of no use in a container.
 _SYSFS_PARTS = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
 
@@ -154,7 +154,7 @@ def _system_mounts() -> list[dict[str, object]]:
         _mount("/dev/shm", "tmpfs", [*quiet, "mode=1777", "size=64m", "nr_inodes=16384"]),  # noqa: S108  # the container's own
         _mount("/dev/mqueue", "mqueue", quiet),
         # sysfs itself belongs to the owner of the network namespace, which is the machine.
-        _mount("/sys", "tmpfs", [*quiet, "mode=755", "size=64k"]),
+        _mount("/sys", "tmpfs", [*quiet, "mode=755", "size=64k", "ro"]),
         *(_bind(Path(part), part, ["rbind", "ro", *quiet]) for part in _SYSFS_PARTS if Path(part).is_dir()),
         _mount("/sys/fs/cgroup", "cgroup", [*quiet, "relatime", "ro"]),
     ]
