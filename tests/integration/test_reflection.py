@@ -35,6 +35,7 @@ SERVICES = {
         "StartContainer",
         "StopContainer",
         "RestartContainer",
+        "DeleteContainer",
         "GetContainer",
         "ListContainers",
         "Exec",
@@ -83,7 +84,7 @@ def calls_of_every_method(vm_id: str, user_id: str, image: str) -> list[dict[str
     """Write a call that succeeds for every RPC of ours, streams included, in an order in which it does."""
     vm, box = {"vmId": vm_id}, {"vmId": vm_id, "containerName": "sandbox-live"}
     open_ = {**box, "execId": str(uuid.uuid4()), "argv": ["echo", "hello"]}
-    route = {**vm, "prefix": "/"}
+    route, sidecar = {**vm, "prefix": "/"}, {**vm, "containerName": "sidecar"}
 
     def mutation(**fields: object) -> dict[str, Any]:
         return {"requestId": str(uuid.uuid4()), **fields}
@@ -110,6 +111,8 @@ def calls_of_every_method(vm_id: str, user_id: str, image: str) -> list[dict[str
             ("ContainerService/StreamLogs", 9, box),
             ("ContainerService/RestartContainer", 1, mutation(**box)),
             ("ContainerService/StopContainer", 1, mutation(**box)),
+            ("ContainerService/StartContainer", 1, mutation(**sidecar, spec={"image": image})),
+            ("ContainerService/DeleteContainer", 1, mutation(**sidecar, force=True)),
             ("EventService/ListEvents", 1, {}),
             ("EventService/WatchEvents", 3, {"fromBeginning": True}),
             ("NodeService/GetNode", 1, {}),
