@@ -60,7 +60,7 @@ class BuildCache:
 
     @contextmanager
     def exclusive(self, kind: str, key: str) -> Iterator[Path]:
-        """Give where `key` of `kind` is or would be, to one builder at a time, whatever process or thread it is in."""
+        """Give where `key` of `kind` is or would be, to one builder at a time among all processes and threads."""
         path = self.file(kind, key)
         lock = path.with_name(f".{key}.lock")
         lock.mkdir(exist_ok=True)
