@@ -56,7 +56,7 @@ def check_path_length(machine: Machine) -> Finding:
 def check_passage(machine: Machine) -> Finding:
     """Look whether the uids of VMs and of the edge can pass through the parents of the node's directories.
 
-    The node opens its own two directories itself; what lies above them belongs to somebody else.
+    The node opens its own two directories itself; it does not change the directories above them.
     """
     if machine.uid != 0:
         return Finding(name="passage", verdict=Verdict.OK, message="VMs and the edge run as this user.")

@@ -83,8 +83,7 @@ class ImageDisks:
 
     async def _known(self) -> set[str]:
         if self._attached is None:
-            # A removal that another hypervisor asked for may still go on: two disks of one serial are told apart by
-            # nobody.
+            # A removal that an earlier hypervisor asked for may still go on, and two disks must not share a serial.
             await self._world.vmm.settle_disks(self._handle)
             self._attached = set(await self._world.vmm.disks(self._handle) - _OF_THE_VM)
         return self._attached
