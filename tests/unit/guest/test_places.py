@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,37 @@ from cellmesh.guest.containers.slots import Slots
 from cellmesh.guest.containers.users import User
 
 
+def _plug(root: Path, name: str, serial: str, *, usable: bool = True) -> None:
+    (root / "block" / name).mkdir(parents=True)
+    (root / "block" / name / "serial").write_text(serial)
+    node = root / "dev" / name
+    node.parent.mkdir(exist_ok=True)
+    if usable:
+        node.touch()
+    else:
+        with socket.socket(socket.AF_UNIX) as refusing:  # As a disk that comes or goes, it can't be opened: ENXIO.
+            refusing.bind(str(node))
+
+
+def _find(root: Path, serial: str) -> str | None:
+    return disks.find_disk(serial, block=root / "block", nodes=root / "dev")
+
+
 def test_a_disk_is_found_by_its_serial(tmp_path: Path) -> None:
     """The serial decides, whatever the order of the disks."""
     for name, serial in (("vda", "root"), ("vdb", "ab12"), ("loop0", "data")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "serial").write_text(serial)
-    (tmp_path / "vdc").mkdir()
-    assert disks.find_disk("ab12", block=tmp_path) == "/dev/vdb"
-    assert disks.find_disk("data", block=tmp_path) is None
+        _plug(tmp_path, name, serial)
+    (tmp_path / "block" / "vdc").mkdir()
+    assert _find(tmp_path, "ab12") == str(tmp_path / "dev/vdb")
+    assert _find(tmp_path, "data") is None
+
+
+def test_a_disk_that_cannot_be_opened_yet_is_not_found(tmp_path: Path) -> None:
+    """The kernel shows a serial before the disk can be mounted, and still while the disk leaves."""
+    _plug(tmp_path, "vda", "ab12", usable=False)
+    assert _find(tmp_path, "ab12") is None
+    _plug(tmp_path, "vdb", "ab12")
+    assert _find(tmp_path, "ab12") == str(tmp_path / "dev/vdb")
 
 
 def test_a_disk_plugged_late_is_waited_for(tmp_path: Path) -> None:
