@@ -13,12 +13,14 @@ PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio z
 # What only the tests need: a real browser, and the tools that people make images with.
 TEST_PACKAGES := chromium-headless-shell buildah skopeo umoci
 
-# Install those of some Debian packages that are missing.
+# Install those of some Debian packages that are missing, in one checkout at a time: `apt-get update` waits for nobody.
+LOCK := /var/lib/dpkg
 define install
+exec 9<$(LOCK); flock 9; \
 missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 if [ -n "$$missing" ]; then echo "installing:" $$missing; \
   $(SUDO) apt-get update -q >/dev/null && \
-  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; fi
+  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -o DPkg::Lock::Timeout=600 -y -q --no-install-recommends $$missing >/dev/null; fi
 endef
 
 .DEFAULT_GOAL := help

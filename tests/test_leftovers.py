@@ -86,17 +86,47 @@ def test_a_run_that_leaves_a_process_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "environment", "foreign"),
     [
-        ("/tmp/ct1/cm-x/run/operator.sock", b"", True),
-        ("cloud-hypervisor --api-socket /tmp/ct1/cm-x/api.sock", b"", True),
-        ("cloud-hypervisor", b"A=1\0TEST_RUN_OF_CELLMESH=1\0B=2", True),
-        ("/tmp/ct{ours}/cm-x/run/operator.sock", b"", False),
-        ("cloud-hypervisor", b"TEST_RUN_OF_CELLMESH={ours}", False),
-        ("cloud-hypervisor --api-socket /elsewhere/api.sock", b"", False),
-        ("/tmp/other/stray.sock", b"NOT_TEST_RUN_OF_CELLMESH=1", False),
+        ("/tmp/ct{other}/cm-x/run/operator.sock", "", True),
+        ("cloud-hypervisor --api-socket /tmp/ct{other}/cm-x/api.sock", "", True),
+        ("cloud-hypervisor", "A=1\0TEST_RUN_OF_CELLMESH={other}\0B=2", True),
+        ("python -m cellmesh.hypervisor", "PATH=/bin\0CELLMESH_RUN_DIR=/tmp/ct{other}/cm-x/run\0", True),
+        ("python -m cellmesh.hypervisor", "TMPDIR=/tmp/ct{other}\0B=2", True),
+        ("/tmp/ct{ours}/cm-x/run/operator.sock", "", False),
+        ("cloud-hypervisor", "TEST_RUN_OF_CELLMESH={ours}", False),
+        ("python -m cellmesh.hypervisor", "CELLMESH_RUN_DIR=/tmp/ct{ours}/cm-x/run\0", False),
+        ("cloud-hypervisor --api-socket /elsewhere/api.sock", "", False),
+        ("/tmp/other/stray.sock", "NOT_TEST_RUN_OF_CELLMESH={other}", False),
+        ("/tmp/ctags/stray.sock", "", False),
     ],
 )
-def test_only_what_certainly_belongs_to_another_run_is_left_out(text: str, environment: bytes, foreign: bool) -> None:
+def test_only_what_certainly_belongs_to_another_run_is_left_out(text: str, environment: str, foreign: bool) -> None:
     """Two checkouts may run their tests side by side; what names neither run counts as left behind."""
-    ours = os.environ[leftovers.RUN]
-    text, environment = text.format(ours=ours), environment.replace(b"{ours}", ours.encode())
-    assert leftovers.is_of_another_run(text, environment) == foreign
+    numbers = {"ours": os.environ[leftovers.RUN], "other": "1"}
+    assert leftovers.is_of_another_run(text.format(**numbers), environment.format(**numbers).encode()) == foreign
+
+
+def test_each_run_has_a_directory_of_its_own() -> None:
+    """A second run is set apart from the first, also when one that was killed had its process id."""
+    program = "from support import leftovers; print(leftovers.begin_run())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    argv = [sys.executable, "-c", program]
+    roots = {
+        Path(subprocess.run(argv, env=environment, check=True, capture_output=True, text=True).stdout.strip())
+        for _ in range(2)
+    }
+    try:
+        assert len({*roots, Path(os.environ["TMPDIR"])}) == 3
+        assert all(leftovers.is_of_another_run(f"{root}/api.sock") for root in roots)
+        assert {root.stat().st_mode & 0o777 for root in roots} == {0o755}
+    finally:
+        for root in roots:
+            root.rmdir()
+
+
+@pytest.mark.parametrize("checkout", ["/var/tmp/cellmesh", "/var/tmp/cellmesh-1"])
+def test_tests_and_checks_of_another_checkout_are_no_leftovers(checkout: str) -> None:
+    """What works on a checkout names it, and is no process of a node; a node of that checkout is one."""
+    work = ("-m pytest tests --ignore=tests/bench -n 2", "-m mypy", f"{checkout}/.venv/bin/ruff check mesh")
+    assert not any(word in f"{checkout}/.venv/bin/python {argv}" for argv in work for word in leftovers.OURS)
+    nodes = (f"{checkout}/.venv/bin/cellmesh up", f"{checkout}/.venv/bin/python -m cellmesh.hypervisor")
+    assert all(any(word in argv for word in leftovers.OURS) for argv in nodes)

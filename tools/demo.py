@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from demo_edge import Browser, authenticator, free_address
+from demo_edge import Browser, authenticator, held_address
 from demo_node import Cellmesh, DemoError, kill_all_of
 from demo_vmm import choose_vmm, install, label_of
 
@@ -263,11 +263,12 @@ def main() -> int:
         vmm = choose_vmm(home)
         label = label_of(vmm)
         print(f"{vmm}: {label}", flush=True)
-        demo = Demo(Cellmesh(home, vmm, edge_listen=free_address()))
-        try:
-            demo.run()
-        except (DemoError, subprocess.SubprocessError) as error:
-            failure = str(error)
+        with held_address() as address:
+            demo = Demo(Cellmesh(home, vmm, edge_listen=address))
+            try:
+                demo.run()
+            except (DemoError, subprocess.SubprocessError) as error:
+                failure = str(error)
         report(label, demo, failure)
     except (DemoError, subprocess.SubprocessError, OSError) as error:
         failure = str(error)

@@ -26,16 +26,21 @@ _AS_BROWSER = {"Accept": "text/html"}
 _AS_PROGRAM = {"Accept": "application/json"}
 
 
-def free_address() -> str:
-    """Return an address of this machine where nobody listens: the usual one if it is free."""
+@contextmanager
+def held_address() -> Iterator[str]:
+    """Give an address of this machine that is nobody else's inside, another demo's neither: the usual one if it can be.
+
+    It is bound without leave to share it, which is given only then: who names it can listen there.
+    """
     for port in (USUAL_PORT, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket() as holder:
             try:
-                probe.bind(("127.0.0.1", port))
+                holder.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return f"127.0.0.1:{probe.getsockname()[1]}"
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            yield f"127.0.0.1:{holder.getsockname()[1]}"
+            return
     raise DemoError("No port is free.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,8 +21,9 @@ def install(packages: dict[str, str]) -> None:
     missing = sorted(package for program, package in packages.items() if shutil.which(program) is None)
     if missing:
         print(f"installing {' '.join(missing)}", flush=True)
-        subprocess.run(["apt-get", "update", "--quiet"], check=True, stdout=subprocess.DEVNULL)
-        argv = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *missing]
+        install = f"apt-get install --yes --quiet --no-install-recommends {shlex.join(missing)}"
+        # As the Makefile does: one at a time, as `apt-get update` waits for nobody.
+        argv = ["flock", "/var/lib/dpkg", "sh", "-c", f"apt-get update --quiet && {install}"]
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 
 

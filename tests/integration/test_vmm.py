@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -39,7 +40,8 @@ from cellmesh.hypervisor.vmm import (
 )
 from simulator import Fault, FaultKind, Hub
 
-VM = "0123456789ab-4cde-8f01-234567890abc"
+# Drawn, as the host's cgroups are named by it and other tests may run beside these.
+VM, OTHER = (f"{secrets.token_hex(6)}-4cde-8f01-234567890abc" for _ in range(2))
 UID_BASE = 310_000
 MIB = 1 << 20
 SHORT = Budgets(power_button=0.2, vm_shutdown=0.2, vmm_shutdown=0.2, sigterm=0.2, sigkill=60)
@@ -143,8 +145,7 @@ async def test_a_vm_runs_with_nothing_it_does_not_need(node: Node) -> None:
 @pytest.mark.asyncio
 async def test_one_vms_uid_reaches_nothing_of_another(node: Node) -> None:
     """Prove drill 2: with VM B's uid every socket of VM A and the handles are out of reach."""
-    other = "ba9876543210-4cde-8f01-234567890abc"
-    first, second = await asyncio.gather(*[node.vmm.launch(await node.cell(vm_id)) for vm_id in (VM, other)])
+    first, second = await asyncio.gather(*[node.vmm.launch(await node.cell(vm_id)) for vm_id in (VM, OTHER)])
     assert first.uid != second.uid
     targets = [first.directory / name for name in ("api.sock", "vsock.sock", "bridge.sock", "in/agent.1")]
     assert all(target.is_socket() for target in targets)
@@ -328,7 +329,7 @@ async def test_a_destroyed_vm_leaves_nothing_and_its_uid_is_free(node: Node) -> 
     assert await node.vmm.adopt(VM) == Gone(reason="never_started")
     await node.vmm.destroy(VM)
     assert node.vmm.sweep([]) == []
-    assert (await node.vmm.launch(await node.cell("ba9876543210-4cde-8f01-234567890abc"))).uid == handle.uid
+    assert (await node.vmm.launch(await node.cell(OTHER))).uid == handle.uid
 
 
 @pytest.mark.asyncio

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,35 +17,45 @@ OURS = (
     "cloud-hypervisor",
     "qemu-system",
     "vhost-device-vsock",
-    "cellmesh",
+    "-m cellmesh",
+    "bin/cellmesh ",
+    "import cellmesh",
+    "from cellmesh",
+    "-m dev_authenticator",
     "bridge/main.py",
     "simulator",
     "crun",
     "/envoy -c",
 )
-"""Words in the command line of every process this project starts."""
-
+"""Words in the command line of every process this project starts; the name of a checkout is none of them."""
 
 RUN = "TEST_RUN_OF_CELLMESH"
 """Names the variable with the number of the test run that a process belongs to."""
-_ROOT = re.compile(r"/tmp/ct(\d+)(?:/|$|\s)")  # short: the paths of unix sockets below it have 107 bytes
+_ROOT = re.compile(r"/tmp/ct(\d+)(?:[/\s\0]|$)")  # short: the paths of unix sockets below it have 107 bytes
 
 
 def begin_run() -> Path:
-    """Give this run its number and its directory for temporary files, to all processes that it starts; return that."""
-    os.environ[RUN] = str(os.getpid())
-    root = Path(f"/tmp/ct{os.getpid()}")
-    root.mkdir(exist_ok=True)
+    """Give this run its number and its directory for temporary files, to all processes that it starts; return that.
+
+    The number is drawn, as a run that was killed leaves its directory and may have had our process id.
+    """
+    os.environ[RUN] = str(secrets.randbelow(10**8))
+    root = Path(f"/tmp/ct{os.environ[RUN]}")
+    root.mkdir()
     root.chmod(0o755)  # the uids of VMs pass through it
     os.environ["TMPDIR"] = tempfile.tempdir = str(root)
     return root
 
 
 def is_of_another_run(text: str, environment: bytes = b"") -> bool:
-    """Tell whether a path, or a command line with its environment, is certainly that of another test run."""
+    """Tell whether a path, or a command line with its environment, is certainly that of another test run.
+
+    The environment of a hypervisor under test lacks the number, but has directories of the run.
+    """
     ours = os.environ.get(RUN)
-    numbers = {*_ROOT.findall(text)}
-    numbers |= {value.decode() for value in re.findall(rb"(?:^|\0)TEST_RUN_OF_CELLMESH=(\d+)(?:\0|$)", environment)}
+    variables = environment.decode(errors="replace")
+    numbers = {*_ROOT.findall(text), *_ROOT.findall(variables)}
+    numbers |= {*re.findall(rf"(?:^|\0){RUN}=(\d+)(?:\0|$)", variables)}
     return ours is not None and bool(numbers) and ours not in numbers
 
 

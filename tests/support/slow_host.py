@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ _ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 def slowed() -> Iterator[Path]:
     """Give the file that takes the process ids of what is to be slow; all of them must have ended by the end."""
     quota = int(SHARE * len(os.sched_getaffinity(0)) * _PERIOD)
-    name = f"slow-host-{os.getpid()}"
+    name = f"slow-host-{secrets.token_hex(4)}"
     first = Path("/sys/fs/cgroup/cpu")
     if first.is_dir():
         group, limits = first / name, {"cpu.cfs_period_us": _PERIOD, "cpu.cfs_quota_us": quota}
