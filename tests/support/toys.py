@@ -40,8 +40,9 @@ class Toy:
     """A container: an HTTP/1.1 server that remembers what it was asked.
 
     A path in `raw` is answered with those bytes and the end of the connection.
-    `/ws` upgrades and echoes, `/events` streams one event for each `release`, `/download/<bytes>` and `/upload` move
-    bytes, `/slow` answers at `release`, `/die` hangs up, and all else says who answered.
+    `/ws` upgrades and echoes, `/late-ws` does so at `release`, `/events` streams one event for each `release`,
+    `/download/<bytes>` and `/upload` move bytes, `/slow` answers at `release`, `/die` hangs up, and all else says who
+    answered.
     """
 
     name: str
@@ -100,8 +101,10 @@ class Toy:
                 writer.write(self.raw[path])
                 await writer.drain()
                 return
-            if path == "/ws":
+            if path in ("/ws", "/late-ws"):
                 self.seen.append(Seen(line=line, headers=headers, body_bytes=0))
+                if path == "/late-ws":
+                    await self.release.acquire()
                 await self._echo(reader, writer)
                 return
             body_bytes = await _drain_body(reader, dict(headers))

@@ -178,10 +178,11 @@ def _clusters(options: EdgeOptions) -> list[Json]:
 
 
 def _grpc_cluster(name: str, address: Json | None) -> Json:
-    http2 = {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
+    # A connection to a process that is stuck stays open: after a second without a byte the next request pings it.
+    keepalive = {"interval": "30s", "connection_idle_interval": "1s", "timeout": "5s"}
     protocol = typed(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        explicit_http_config={"http2_protocol_options": http2},
+        explicit_http_config={"http2_protocol_options": {"connection_keepalive": keepalive}},
     )
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}] if address else []
     thresholds = {"max_requests": 10_000, "max_pending_requests": 10_000}
