@@ -51,6 +51,7 @@ STATUS = "envoy.filters.http.custom_response"
 
 _KEPT_HEADER = "cellmesh-kept-reason"
 _ROLE_HEADER = "x-cellmesh-role"
+_UPGRADE_HEADER = "x-cellmesh-upgrade"
 _FILTERS = "envoy.extensions.filters.http"
 _COOKIES_SCRIPT = """
 local reserved = {%(reserved)s}
@@ -81,6 +82,9 @@ function envoy_on_response(handle)
     if headers:get("%(role)s") == "%(activator)s" then headers:add("%(reason)s", reason) end
   end
   headers:remove("%(role)s")
+  -- Envoy passes on an upgrade that was not asked for; the client would wait for the end of something.
+  if headers:get(":status") == "101" and not headers:get("%(upgrade)s") then headers:replace(":status", "999") end
+  headers:remove("%(upgrade)s")
   local count = headers:getNumValues("set-cookie")
   if count == 0 then return end
   local cookies = {}
@@ -102,9 +106,15 @@ def upstream_filters() -> list[Json]:
         "role": _ROLE_HEADER,
         "activator": ACTIVATOR,
         "reason": REASON_HEADER,
+        "upgrade": _UPGRADE_HEADER,
     }
     mutations = {
-        "response_mutations": [_set(_KEPT_HEADER, f"%RESP({REASON_HEADER})%"), *_removed(), _set_role()],
+        "response_mutations": [
+            _set(_KEPT_HEADER, f"%RESP({REASON_HEADER})%"),
+            *_removed(),
+            _set(_ROLE_HEADER, f"%UPSTREAM_METADATA(cellmesh:{ROLE})%"),
+            _set(_UPGRADE_HEADER, "%REQ(UPGRADE)%"),
+        ],
         "response_trailers_mutations": [*_removed(), {"remove": "set-cookie"}],
     }
     return [
@@ -115,7 +125,10 @@ def upstream_filters() -> list[Json]:
 
 
 def status_filter() -> Json:
-    """Return the filter that makes a 502 of a status above 599; Envoy refuses those below 100 itself."""
+    """Return the filter that makes a 502 of a status above 599, and of an upgrade that was not asked for.
+
+    Envoy refuses statuses below 100 itself.
+    """
     above = {"safe_regex": {"google_re2": {}, "regex": "[6-9][0-9]{2}|[0-9]{4,}"}}
     status = {"name": "status", "typed_config": typed("envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput")}
     policy = typed(
@@ -138,10 +151,6 @@ def _removed() -> list[Json]:
     prefixes: list[Json] = [{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in HOST_PREFIXES]
     names: list[Json] = [{"remove": name} for name in HOST_HEADERS]
     return prefixes + names
-
-
-def _set_role() -> Json:
-    return _set(_ROLE_HEADER, f"%UPSTREAM_METADATA(cellmesh:{ROLE})%")
 
 
 def _set(name: str, value: str) -> Json:
