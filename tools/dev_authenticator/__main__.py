@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 
 from cellmesh.envoy.auth.v3 import external_auth_pb2_grpc
+from cellmesh.mesh import unix_socket
 from dev_authenticator.decision import SIGN_IN
 from dev_authenticator.servicer import DevAuthenticator
 
@@ -46,7 +47,9 @@ async def serving(path: Path, users: frozenset[str] = frozenset(), *, gid: int |
     _remove_stale(path)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     external_auth_pb2_grpc.add_AuthorizationServicer_to_server(DevAuthenticator(users), server)
-    if not server.add_insecure_port(f"unix:{path}"):
+    with unix_socket.closed():
+        port = server.add_insecure_port(f"unix:{path}")
+    if not port:
         raise OSError(f"{path} cannot be listened on. Does its directory exist, and may this user write there?")
     if gid is not None:
         os.chown(path, -1, gid)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from cellmesh.mesh import unix_socket
+from cellmesh.mesh.identity import EDGE
+from cellmesh.mesh.server import MeshServer
 from cellmesh.mesh.unix_socket import MAX_PATH_BYTES, SocketUnavailable
 
 
@@ -54,3 +60,36 @@ def test_long_path_is_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(SocketUnavailable, match="shorter run directory"), unix_socket.claim(path):
         pytest.fail("claimed")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("closed", [True, False])
+async def test_nobody_else_may_connect_before_it_is_said_who(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    """A socket is ours alone from its first moment on, under any umask; the control leaves it to the umask."""
+    modes: dict[str, int] = {}
+
+    def look(path: Path, **_: object) -> None:
+        modes[path.name] = stat.S_IMODE(path.stat().st_mode)
+
+    monkeypatch.setattr(unix_socket, "hand_over", look)
+    if not closed:
+        monkeypatch.setattr(unix_socket, "closed", nullcontext)
+    with _umask(0):
+        server = MeshServer([])
+        server.add_operator_socket(tmp_path / "o")
+        server.add_unix_socket(tmp_path / "e", services=[], caller=EDGE)
+        assert os.umask(0) == 0
+    async with server:
+        assert set(modes) == {"o", "e"}
+        assert all((mode & 0o077 == 0) == closed for mode in modes.values()), modes
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -192,8 +192,10 @@ def _options(message_bytes: int, streams: int) -> list[tuple[str, int]]:
 
 
 def _bind(server: grpc.aio.Server, address: str) -> None:
+    with unix_socket.closed():
+        port = server.add_insecure_port(address)
     # grpc.aio raises for a taken TCP port but answers 0 for some unix sockets it cannot bind.
-    if not server.add_insecure_port(address):
+    if not port:
         raise OSError(f"{address} cannot be listened on. Does its directory exist, and may this user write there?")
 
 

@@ -45,6 +45,17 @@ def claim(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
+@contextmanager
+def closed() -> Iterator[None]:
+    """Keep what is bound inside our own, whatever our umask: who may connect is said by `hand_over`, a moment later."""
+    # Not stricter: files and directories that a thread makes meanwhile lose nothing that they need.
+    mask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+
+
 def hand_over(path: Path, *, mode: int | None = None, owner: tuple[int, int] | None = None) -> None:
     """Set who may connect to a bound socket: connecting takes the right to write. An owner's -1 leaves what is."""
     if owner is not None:

@@ -179,7 +179,8 @@ def listening(path: Path, *, gid: int | None) -> Iterator[socket]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not there. Start the hypervisor first: it makes it.")
     with unix_socket.claim(path), socket(AF_UNIX, SOCK_STREAM) as listener:
-        listener.bind(str(path))
+        with unix_socket.closed():
+            listener.bind(str(path))
         unix_socket.hand_over(path, mode=0o660, owner=None if gid is None else (-1, gid))
         listener.setblocking(False)  # noqa: FBT003  # as the standard library has it
         try:

@@ -15,7 +15,8 @@ from cellmesh.hypervisor.bridge.control import MAX_LINE
 
 FLAG = "--cellmesh-bridge"
 """The argument before the directory, by which a bridge is found among all processes."""
-_SECONDS = 5.0
+ASK_SECONDS = 5.0
+"""How long a bridge may take to answer."""
 _MAX_REPLY = 16 * MAX_LINE
 _SOURCES = Path(__file__).resolve().parents[3]
 _START = (
@@ -72,7 +73,7 @@ class BridgeClient:
 
     async def _ask(self, request: Mapping[str, object], *given: socket.socket) -> tuple[int, Mapping[str, object]]:
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(ASK_SECONDS):
                 return await self._exchange(request, given)
         except (OSError, EOFError, ValueError) as error:
             raise BridgeUnreachable(f"The bridge in {self.directory} does not answer: {error!r}.") from error

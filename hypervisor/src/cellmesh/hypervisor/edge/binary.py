@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cellmesh.hypervisor.edge.options import EdgeMisconfigured
+from cellmesh.hypervisor.vmm.liveness import Watch, usable
 
 LEAST_VERSION = (1, 40, 0)
 """Before it, known ways to smuggle requests and to crash Envoy at its authorizer are open."""
@@ -106,7 +107,7 @@ async def _run(path: Path, *arguments: str) -> tuple[int, str]:
     except OSError as error:
         raise EnvoyUnusable(f"{path} cannot be run: {error}.") from error
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with usable(_SECONDS, Watch.of(process.pid)):
             output, _ = await process.communicate()
     except TimeoutError:
         raise EnvoyUnusable(f"{path} did not answer within {_SECONDS:g} s.") from None

@@ -18,16 +18,17 @@ from cellmesh.hypervisor.reconciler.containers import ContainerReconciler
 from cellmesh.hypervisor.reconciler.images import ImageDisks
 from cellmesh.hypervisor.reconciler.ingress import Ingress
 from cellmesh.hypervisor.reconciler.launch import StartFailed, attached_at_boot, launch
-from cellmesh.hypervisor.reconciler.liveness import Silence, Watch
 from cellmesh.hypervisor.reconciler.stop import agent_grace, kill_whatever_runs, stop
 from cellmesh.hypervisor.reconciler.world import World
 from cellmesh.hypervisor.vmm import Doubtful, Exit, Gone, Handle, Running
-from cellmesh.hypervisor.vmm.processor import processor_time
+from cellmesh.hypervisor.vmm.liveness import Silence, Watch
 from cellmesh.mesh.errors import MeshError
 
 _UP = frozenset({VmState.STARTING, VmState.RUNNING})
-_ADOPTION_TRIES = 5
+_ADOPTION_SECONDS = 20.0
 _ADOPTION_PAUSE = 2.0
+# As long as one try may take on a host that is not late: a question, and the wait for a VMM that ends.
+_ADOPTION_TRY = 12.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _log = structlog.get_logger()
@@ -187,7 +188,7 @@ class VmReconciler:
     def _watch(self) -> Watch:
         """Begin to measure the VMM."""
         pid = 0 if self._handle is None else self._handle.pid
-        return Watch(lambda: processor_time(pid))
+        return Watch.of(pid)
 
     async def _died(self, vm: Vm, reason: Reason, message: str) -> None:
         _log.warning("vm.died", vm_id=vm.vm_id, epoch=vm.epoch, reason=reason.value, message=message)
@@ -257,7 +258,9 @@ class VmReconciler:
     async def _adopt(self, tasks: asyncio.TaskGroup, vm: Vm) -> None:
         if vm.state not in LIVE_STATES:
             return
-        for attempt in range(_ADOPTION_TRIES):
+        silence: Silence | None = None
+        while True:
+            begun = time.monotonic()
             match await self._world.vmm.adopt(vm.vm_id):
                 case Running(handle=handle) if handle.epoch == vm.epoch:
                     await self._listen_again(tasks, vm, handle)
@@ -270,9 +273,12 @@ class VmReconciler:
                     return
                 case Doubtful(handle=Handle() as handle, reason=reason):
                     # Certainly ours: either we died while starting it, or it hangs; a busy one gets time to answer.
-                    if reason == "not_booted" or attempt == _ADOPTION_TRIES - 1:
+                    if silence is None:
+                        silence = Silence(Watch.of(handle.pid), limit=_ADOPTION_SECONDS)
+                    dead = silence.unanswered(took=time.monotonic() - begun, within=_ADOPTION_TRY)
+                    if reason == "not_booted" or dead is not None:
                         self._handle = handle
-                        await self._found_gone(vm, reason)
+                        await self._found_gone(vm, reason if dead is None else f"{reason}: {dead}")
                         return
                     await asyncio.sleep(_ADOPTION_PAUSE)
                 case Doubtful(message=message):

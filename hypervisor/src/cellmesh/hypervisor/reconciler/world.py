@@ -13,9 +13,9 @@ from cellmesh.hypervisor.domain.container import Container, ContainerStatus
 from cellmesh.hypervisor.lifecycle.admission import Admission
 from cellmesh.hypervisor.lifecycle.attempts import Attempts
 from cellmesh.hypervisor.lifecycle.sessions import Sessions
-from cellmesh.hypervisor.reconciler.liveness import QUESTIONS
 from cellmesh.hypervisor.store import Store
 from cellmesh.hypervisor.vmm import Handle, Vmm
+from cellmesh.hypervisor.vmm.liveness import QUESTIONS
 from cellmesh.image import ImageStore
 
 _STARTS = 8

@@ -14,7 +14,8 @@ from cellmesh.hypervisor.vmm.errors import VmmInvalid, VmmRefused, VmmTimeout, V
 from cellmesh.hypervisor.vmm.model import Cell, Disk, Handle, VmState
 from cellmesh.hypervisor.vmm.rest import RestClient
 
-_QUICK = 2.0
+QUICK = 2.0
+"""How long a VMM may take to say something, in seconds."""
 _CHANGE = 30.0
 _NOT_FOUND = 404
 _DISK = "_disk"
@@ -46,17 +47,17 @@ class Api:
     @classmethod
     def of(cls, handle: Handle) -> Self:
         """Return the API of the VM a handle names; another VM's that answers there is refused."""
-        return cls(RestClient(socket=handle.directory / "api.sock", uid=handle.uid))
+        return cls(RestClient(socket=handle.directory / "api.sock", uid=handle.uid, pid=handle.pid))
 
     async def ping(self) -> str:
         """Return the version of the VMM."""
-        answer = _mapping("vmm.ping", await self.rest.request("GET", "vmm.ping", seconds=_QUICK))
+        answer = _mapping("vmm.ping", await self.rest.request("GET", "vmm.ping", seconds=QUICK))
         return shown(str(answer.get("version", "")))
 
     async def info(self) -> Info:
         """Return the state of the VM, `NONE` if the VMM holds none."""
         try:
-            answer = _mapping("vm.info", await self.rest.request("GET", "vm.info", seconds=_QUICK))
+            answer = _mapping("vm.info", await self.rest.request("GET", "vm.info", seconds=QUICK))
         except VmmRefused as refusal:
             # Before v53 a VMM without a VM answered 500 with the same words.
             if refusal.status == _NOT_FOUND or "not created" in refusal.message:
@@ -71,12 +72,12 @@ class Api:
 
     async def counters(self) -> Mapping[str, object]:
         """Return the device counters of the VM."""
-        return _mapping("vm.counters", await self.rest.request("GET", "vm.counters", seconds=_QUICK))
+        return _mapping("vm.counters", await self.rest.request("GET", "vm.counters", seconds=QUICK))
 
     async def create(self, cell: Cell, directory: Path) -> None:
         """Create the VM without booting it."""
         try:
-            await self.rest.request("PUT", "vm.create", vm_config(cell, directory), seconds=_CHANGE)
+            await self.rest.change("vm.create", vm_config(cell, directory), seconds=_CHANGE)
         except (VmmUnreachable, VmmTimeout):
             if (await self.info()).state is VmState.NONE:
                 raise
@@ -84,7 +85,7 @@ class Api:
     async def boot(self) -> None:
         """Boot the created VM."""
         try:
-            await self.rest.request("PUT", "vm.boot", seconds=_CHANGE)
+            await self.rest.change("vm.boot", seconds=_CHANGE)
         except (VmmUnreachable, VmmTimeout):
             if (await self.info()).state is not VmState.RUNNING:
                 raise
@@ -94,7 +95,7 @@ class Api:
         if disk.serial in (await self.info()).serials:
             return
         try:
-            await self.rest.request("PUT", "vm.add-disk", disk_config(disk), seconds=_CHANGE)
+            await self.rest.change("vm.add-disk", disk_config(disk), seconds=_CHANGE)
         except (VmmUnreachable, VmmTimeout):
             if disk.serial not in (await self.info()).serials:
                 raise
@@ -108,7 +109,7 @@ class Api:
         if identifier is None:
             return None
         try:
-            await self.rest.request("PUT", "vm.remove-device", {"id": identifier}, seconds=_CHANGE)
+            await self.rest.change("vm.remove-device", {"id": identifier}, seconds=_CHANGE)
         except (VmmUnreachable, VmmTimeout):
             if serial in (await self.info()).disks:
                 raise
@@ -116,15 +117,15 @@ class Api:
 
     async def power_button(self) -> None:
         """Press the guest's power button; the guest may ignore it."""
-        await self.rest.request("PUT", "vm.power-button", seconds=_QUICK)
+        await self.rest.change("vm.power-button", seconds=QUICK)
 
     async def shutdown_vm(self, *, seconds: float) -> None:
         """Stop the VM at once, without telling its guest; the VMM lives on."""
-        await self.rest.request("PUT", "vm.shutdown", seconds=seconds)
+        await self.rest.change("vm.shutdown", seconds=seconds)
 
     async def shutdown_vmm(self, *, seconds: float) -> None:
         """Ask the VMM to end; its API closes before it is gone."""
-        await self.rest.request("PUT", "vmm.shutdown", seconds=seconds)
+        await self.rest.change("vmm.shutdown", seconds=seconds)
 
 
 def vm_config(cell: Cell, directory: Path) -> dict[str, object]:

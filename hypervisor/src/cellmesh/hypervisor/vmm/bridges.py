@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
-from cellmesh.hypervisor.bridge.client import BridgeClient, BridgeRefused, BridgeUnreachable, command
+from cellmesh.hypervisor.bridge.client import ASK_SECONDS, BridgeClient, BridgeRefused, BridgeUnreachable, command
 from cellmesh.hypervisor.vmm import process, sweep
 from cellmesh.hypervisor.vmm.errors import BridgeFailed, LaunchFailed
 from cellmesh.hypervisor.vmm.layout import AGENT_PORT
+from cellmesh.hypervisor.vmm.liveness import Silence, Watch
 from cellmesh.hypervisor.vmm.model import Handle
 
 _START_SECONDS = 15.0
@@ -21,39 +23,55 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 async def start(directory: Path, *, uid: int) -> tuple[int, int]:
     """Start a bridge, wait until it answers, and return its pid and start tick. Raises LaunchFailed."""
     pid = process.start(command(directory, uid), cwd=Path("/"))
-    ticks = process.start_ticks(pid)
-    client = BridgeClient(directory=directory)
-    pause = _FIRST_PAUSE
+    ticks = process.start_ticks(pid) or 0
     try:
-        async with asyncio.timeout(_START_SECONDS):
-            while ticks is not None and process.is_alive(pid, ticks):
-                try:
-                    await client.stats()
-                except BridgeUnreachable:
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
-                else:
-                    return pid, ticks
-    except TimeoutError:
-        pass  # said below, as for one that died
+        await _answers(directory, pid, ticks)
     except BaseException:
-        await end(pid, ticks or 0)
+        await end(pid, ticks)
         raise
-    await end(pid, ticks or 0)
-    raise LaunchFailed(f"The vsock bridge of {directory} did not start; is the directory its uid's own?")
+    return pid, ticks
+
+
+async def _answers(directory: Path, pid: int, ticks: int) -> None:
+    """Wait until a bridge that starts answers. Raises LaunchFailed."""
+    client = BridgeClient(directory=directory)
+    silence, pause = Silence(Watch.of(pid), limit=_START_SECONDS), _FIRST_PAUSE
+    dead: str | None = "It ended."
+    while process.is_alive(pid, ticks):
+        begun = time.monotonic()
+        try:
+            await client.stats()
+        except BridgeUnreachable:
+            await asyncio.sleep(pause)
+            dead = silence.unanswered(took=time.monotonic() - begun, within=ASK_SECONDS + pause)
+            if dead is not None:
+                break
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            return
+    raise LaunchFailed(f"The vsock bridge of {directory} did not start; is the directory its uid's own? {dead or ''}")
 
 
 async def ensure(handle: Handle) -> Handle:
     """Return the handle with a live bridge that listens for the agent, starting one if there is none."""
     if not process.is_alive(handle.bridge_pid, handle.bridge_start_ticks):
-        found = sweep.bridge_processes(handle.directory)
-        pid = found[0] if found else 0
-        ticks = process.start_ticks(pid) if pid else None
-        if ticks is None:
-            pid, ticks = await start(handle.directory, uid=handle.uid)
+        pid, ticks = await _started(handle.directory) or await start(handle.directory, uid=handle.uid)
         handle = replace(handle, bridge_pid=pid, bridge_start_ticks=ticks)
     await listen(handle, f"agent.{handle.epoch}", AGENT_PORT)
     return handle
+
+
+async def _started(directory: Path) -> tuple[int, int] | None:
+    """Return the bridge that a hypervisor before us started, once it answers; one that never does is ended."""
+    for pid in sweep.bridge_processes(directory):
+        if (ticks := process.start_ticks(pid)) is not None:
+            try:
+                await _answers(directory, pid, ticks)
+            except LaunchFailed:
+                await end(pid, ticks)
+            else:
+                return pid, ticks
+    return None
 
 
 async def listen(handle: Handle, name: str, port: int) -> None:

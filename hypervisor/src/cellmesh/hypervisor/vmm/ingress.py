@@ -66,10 +66,11 @@ class Ingress:
             # Its file gets this mode, so that nobody else is let in for a moment.
             os.fchmod(listener.fileno(), 0o600)
             listener.bind(str(path))
+            # First, as whoever may connect must not be refused.
+            listener.listen(_BACKLOG)
             if self.layout.edge_gid is not None:
                 os.chown(path, -1, self.layout.edge_gid)
             path.chmod(0o660)
-            listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
             path.unlink(missing_ok=True)

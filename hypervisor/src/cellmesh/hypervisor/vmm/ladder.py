@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from cellmesh.hypervisor.vmm import process
 from cellmesh.hypervisor.vmm.api import Api
 from cellmesh.hypervisor.vmm.errors import StopUnfinished, VmmError, VmmUnreachable
+from cellmesh.hypervisor.vmm.liveness import Watch, usable
 from cellmesh.hypervisor.vmm.model import Budgets, Handle, Rung
 
 
@@ -46,7 +47,11 @@ async def _step(handle: Handle, act: Callable[[], Awaitable[None]], seconds: flo
         pass  # a VMM that goes may close its API before it answers
     except VmmError:
         seconds = 0.0
-    return await process.wait(handle.pid, handle.start_ticks, seconds=seconds)
+    try:
+        async with usable(seconds, Watch.of(handle.pid)):
+            return await process.wait(handle.pid, handle.start_ticks)
+    except TimeoutError:
+        return False
 
 
 async def _signal(handle: Handle, number: signal.Signals) -> None:

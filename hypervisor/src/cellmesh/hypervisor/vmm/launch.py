@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cellmesh.hypervisor.vmm import bridges, disks, handle_file, layout, process, sweep
-from cellmesh.hypervisor.vmm.api import Api
+from cellmesh.hypervisor.vmm.api import QUICK, Api
 from cellmesh.hypervisor.vmm.cgroup import Cgroups
 from cellmesh.hypervisor.vmm.errors import LaunchFailed, StillRunning, VmmTimeout, VmmUnreachable, shown
 from cellmesh.hypervisor.vmm.layout import Layout
+from cellmesh.hypervisor.vmm.liveness import Silence, Watch
 from cellmesh.hypervisor.vmm.model import Cell, Disk, Handle
 
-_API_SECONDS = 60.0  # half a second is usual; a host under load starts many at once
+_API_SECONDS = 30.0  # half a second is usual
 _KILL_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.25
 _FILE_ROOM = 1 << 30
@@ -142,19 +144,19 @@ class Launcher:
 
 async def _answers(api: Api, current: Handle) -> None:
     """Wait until the VMM's API answers; its socket appears some milliseconds after the process."""
-    pause = _FIRST_PAUSE
-    try:
-        async with asyncio.timeout(_API_SECONDS):
-            while process.is_alive(current.pid, current.start_ticks):
-                try:
-                    await api.ping()
-                except (VmmUnreachable, VmmTimeout):
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
-                else:
-                    return
-    except TimeoutError:
-        raise LaunchFailed(f"cloud-hypervisor's API did not answer within {_API_SECONDS:g} s.") from None
+    silence, pause = Silence(Watch.of(current.pid), limit=_API_SECONDS), _FIRST_PAUSE
+    while process.is_alive(current.pid, current.start_ticks):
+        begun = time.monotonic()
+        try:
+            await api.ping()
+        except (VmmUnreachable, VmmTimeout):
+            await asyncio.sleep(pause)
+            dead = silence.unanswered(took=time.monotonic() - begun, within=QUICK + pause)
+            if dead is not None:
+                raise LaunchFailed(f"cloud-hypervisor's API is silent. {dead}") from None
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            return
     raise LaunchFailed(f"cloud-hypervisor ended before it answered: {_log(current.directory)}")
 
 

@@ -137,7 +137,7 @@ class Rung(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """How long each rung may take before the next is tried, in seconds."""
+    """How long each rung may take before the next is tried, in seconds that the VMM could use."""
 
     power_button: float = 10.0
     vm_shutdown: float = 5.0

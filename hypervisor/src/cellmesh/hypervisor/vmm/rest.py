@@ -11,10 +11,12 @@ import json
 import os
 import socket
 import struct
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cellmesh.hypervisor.vmm.errors import VmmInvalid, VmmRefused, VmmTimeout, VmmUnreachable, shown
+from cellmesh.hypervisor.vmm.liveness import Watch, usable
 
 MAX_BODY = 4 << 20
 """cloud-hypervisor's own limit on a body, in bytes."""
@@ -29,14 +31,30 @@ class RestClient:
     socket: Path
     uid: int
     """Whose process must be listening: the VM's own uid; ours is trusted as well."""
+    pid: int = 0
+    """The VMM's process; while that waits for a processor, no change runs out of time. 0 counts by the clock."""
 
-    async def request(self, method: str, endpoint: str, body: object = None, *, seconds: float) -> object:
+    async def request(self, method: str, endpoint: str, *, seconds: float) -> object:
         """Send one request and return the decoded JSON answer, None when it has no body.
 
         Raises VmmUnreachable, VmmTimeout, VmmRefused or VmmInvalid.
         """
+        return await self._within(asyncio.timeout(seconds), seconds, method, endpoint)
+
+    async def change(self, endpoint: str, body: object = None, *, seconds: float) -> None:
+        """Have the VMM do something, in so many seconds that it could use. Raises as `request` does."""
+        await self._within(usable(seconds, Watch.of(self.pid)), seconds, "PUT", endpoint, body)
+
+    async def _within(
+        self,
+        limit: AbstractAsyncContextManager[object],
+        seconds: float,
+        method: str,
+        endpoint: str,
+        body: object = None,
+    ) -> object:
         try:
-            async with asyncio.timeout(seconds):
+            async with limit:
                 status, answer = await self._exchange(method, endpoint, body)
         except TimeoutError:
             raise VmmTimeout(f"cloud-hypervisor did not answer {endpoint} within {seconds:g} s.") from None

@@ -15,6 +15,7 @@ from cellmesh.hypervisor.vmm.errors import EjectUnfinished, InvalidVm, LaunchFai
 from cellmesh.hypervisor.vmm.ingress import Ingress
 from cellmesh.hypervisor.vmm.launch import Launcher, kvm_group
 from cellmesh.hypervisor.vmm.layout import Layout
+from cellmesh.hypervisor.vmm.liveness import Watch, usable
 from cellmesh.hypervisor.vmm.model import (
     Adoption,
     Budgets,
@@ -275,7 +276,7 @@ class Vmm:
                 self._binary, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env={}
             )
             try:
-                async with asyncio.timeout(_VERSION_SECONDS):
+                async with usable(_VERSION_SECONDS, Watch.of(asked.pid)):
                     said, _ = await asked.communicate()
             finally:
                 if asked.returncode is None:

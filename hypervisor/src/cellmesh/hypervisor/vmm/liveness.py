@@ -1,20 +1,23 @@
-"""When a guest that does not answer is dead, and when the host only gave it no processor.
+"""When a guest or program that does not answer is dead, and when the host only gave it no processor.
 
-All limits count the time that the guest could use: the time that passed, less the time its VMM waited for a processor
-and less the time by which the hypervisor itself was late. A guest that uses its processors and says nothing gets no
-more time than an idle one. An overloaded host is no excuse for ever: each limit ends after ten times its length.
+All limits count the time that it could use: the time that passed, less the time its process waited for a processor and
+less the time by which the hypervisor itself was late. What uses its processors and says nothing gets no more time than
+what is idle. An overloaded host is no excuse for ever: each limit ends after ten times its length.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Self
 
-from cellmesh.hypervisor.vmm.processor import ProcessorTime
+from cellmesh.hypervisor.vmm.processor import ProcessorTime, processor_time
 
 QUESTIONS = 3
-"""How often a silent guest is asked at least before its epoch is ended."""
+"""How often what is silent is asked at least before it is ended."""
 _MOST_STRETCH = 10.0
 
 
@@ -24,15 +27,15 @@ class Window:
 
     passed: float
     used: float
-    """Processor time of the VMM."""
+    """Processor time of the process."""
     waited: float
-    """Time in which the VMM waited for a processor, at most `passed`."""
+    """Time in which the process waited for a processor, at most `passed`."""
     late: float
     """Time by which the hypervisor itself was late, at most `passed`."""
 
     @property
     def usable(self) -> float:
-        """The time that the guest could use."""
+        """The time that the process could use."""
         return max(self.passed - self.waited - self.late, 0.0)
 
     def is_over(self, limit: float) -> bool:
@@ -40,7 +43,7 @@ class Window:
         return self.usable >= limit or self.passed >= _MOST_STRETCH * limit
 
     def __str__(self) -> str:
-        told = f"its VMM used {self.used:.1f} s of processor time and waited {self.waited:.1f} s for a processor"
+        told = f"its process used {self.used:.1f} s of processor time and waited {self.waited:.1f} s for a processor"
         if self.late >= 1:
             told += f", the hypervisor was late by {self.late:.1f} s"
         if self.waited + self.late > self.passed / 2:
@@ -49,7 +52,7 @@ class Window:
 
 
 class Watch:
-    """Measures from a moment on. `measure` gives the VMM's processor time so far."""
+    """Measures from a moment on. `measure` gives the process's processor time so far."""
 
     def __init__(self, measure: Callable[[], ProcessorTime], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._measure = measure
@@ -57,6 +60,11 @@ class Watch:
         self._begun = clock()
         self._before = measure()
         self._late = 0.0
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """Begin to measure a process; of one that is not there nothing but the clock counts."""
+        return cls(lambda: processor_time(pid))
 
     def add_lateness(self, seconds: float) -> None:
         """Count time by which the hypervisor was late."""
@@ -76,7 +84,7 @@ class Watch:
 
 
 class Silence:
-    """The questions to one silent guest. `limit` is the usable time, in seconds, that it gets to answer."""
+    """The questions to a silent guest or program. `limit` is the usable time, in seconds, that it gets to answer."""
 
     def __init__(self, watch: Watch, *, limit: float) -> None:
         self._watch = watch
@@ -84,7 +92,7 @@ class Silence:
         self.questions = 0
 
     def unanswered(self, *, took: float, within: float) -> str | None:
-        """Count a question without an answer; return why the guest is dead, None while it may be alive.
+        """Count a question without an answer; return why it is dead, None while it may be alive.
 
         `took` is how long the question took, `within` how long it should have taken at most, both in seconds.
         """
@@ -94,3 +102,27 @@ class Silence:
         if self.questions < QUESTIONS or not window.is_over(self._limit):
             return None
         return f"It was asked {self.questions} times in {window.passed:.1f} s and did not answer; {window}."
+
+
+@asynccontextmanager
+async def usable(seconds: float, watch: Watch) -> AsyncIterator[None]:
+    """Raise TimeoutError if what is done inside takes more than so many seconds that the watched process could use."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def look(due: float) -> None:
+        nonlocal timer
+        watch.add_lateness(loop.time() - due)
+        if (left := watch.remaining(seconds)) > 0:
+            due = loop.time() + left
+            timer = loop.call_at(due, look, due)
+        else:
+            end.reschedule(loop.time())
+
+    due = loop.time() + seconds
+    timer = loop.call_at(due, look, due)
+    try:
+        async with asyncio.timeout(None) as end:
+            yield
+    finally:
+        timer.cancel()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
 
-from cellmesh.hypervisor.reconciler.liveness import QUESTIONS, Silence, Watch
+from cellmesh.hypervisor.vmm.liveness import QUESTIONS, Silence, Watch, usable
 from cellmesh.hypervisor.vmm.processor import ProcessorTime
 
 WITHIN = 3.0
@@ -73,8 +74,8 @@ def test_the_reason_says_which_it_was() -> None:
     hangs = host.questions(Silence(host.watch(), limit=LIMIT), used=3.0)
     starves = host.questions(Silence(host.watch(), limit=LIMIT), used=0.1, waited=2.9)
     assert hangs == (
-        "It was asked 3 times in 9.0 s and did not answer; its VMM used 9.0 s of processor time and waited 0.0 s for a "
-        "processor."
+        "It was asked 3 times in 9.0 s and did not answer; "
+        "its process used 9.0 s of processor time and waited 0.0 s for a processor."
     )
     assert starves is not None
     assert "the host is overloaded" in starves
@@ -102,3 +103,52 @@ def test_a_thread_that_ended_takes_no_time_back() -> None:
     watch = host.watch()
     host.pass_time(5.0, used=-4.0, waited=-6.0)
     assert watch.window().usable == 5.0
+
+
+class Starving:
+    """A process that waits for a processor `share` of all time, and an event for the third look at it."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._looks = 0
+        self.looked_at = asyncio.Event()
+
+    def watch(self) -> Watch:
+        """Begin to measure it."""
+        return Watch(self._measure, clock=asyncio.get_running_loop().time)
+
+    def _measure(self) -> ProcessorTime:
+        self._looks += 1
+        if self._looks == 3:
+            self.looked_at.set()
+        return ProcessorTime(used=0.0, waited=self._share * asyncio.get_running_loop().time())
+
+
+@pytest.mark.asyncio
+async def test_a_time_limit_moves_while_a_process_waits_for_a_processor() -> None:
+    """What waits all the time is looked at again, and may end meanwhile; the control, what waits never, is given up."""
+    starving, idle = Starving(1.0), Starving(0.0)
+    async with usable(1.0, starving.watch()):
+        await starving.looked_at.wait()
+    with pytest.raises(TimeoutError):
+        async with usable(1.0, idle.watch()):
+            await idle.looked_at.wait()
+
+
+@pytest.mark.asyncio
+async def test_no_process_waits_for_ever() -> None:
+    """An overloaded host is no excuse after ten times the limit."""
+    with pytest.raises(TimeoutError):
+        async with usable(0.1, Starving(1.0).watch()):
+            await asyncio.Event().wait()
+
+
+@pytest.mark.asyncio
+async def test_what_is_done_in_time_leaves_no_limit_behind() -> None:
+    """The limit ends with what it is for, also when that fails."""
+    with pytest.raises(KeyError):
+        async with usable(0.05, Starving(0.0).watch()):
+            raise KeyError
+    async with usable(0.05, Starving(0.0).watch()):
+        pass
+    await asyncio.sleep(0.2)
