@@ -11,10 +11,10 @@ from pathlib import Path
 from support.envoy import ALICE
 from support.http_client import head
 
-IDLE_SECONDS = 3.0
+IDLE_SECONDS = 5.0
 """How long a stream may be silent where these apps are tried."""
 _BODY = 1 << 20
-_DRIP_SECONDS = 0.2
+_DRIP_SECONDS = 0.3
 _BACKLOG = 256
 _LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n"
 _CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
