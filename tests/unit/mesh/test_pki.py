@@ -142,6 +142,9 @@ def test_authority_survives_a_restart_and_replaces_itself_in_time(tmp_path: Path
     current, announced = first.split(b"-----END CERTIFICATE-----\n")[:2]
     assert later.startswith(announced)
     assert current in later
+    assert _authority(tmp_path, clock).bundle() == later, "a start on the same day changes nothing, and does not fail"
+    clock.now += pki.LEAF_LIFETIME
+    assert announced not in _authority(tmp_path, clock).bundle().split(b"-----END CERTIFICATE-----\n")[0]
 
 
 def test_keys_are_for_their_owner_only(tmp_path: Path) -> None:

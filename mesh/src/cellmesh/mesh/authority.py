@@ -7,7 +7,6 @@ accepted until it has expired.
 from __future__ import annotations
 
 import datetime as dt
-import os
 import secrets
 import stat
 import threading
@@ -21,12 +20,14 @@ from cryptography.x509.oid import NameOID
 
 from cellmesh.mesh import pki
 from cellmesh.mesh.identity import spiffe_id
+from cellmesh.mesh.private_file import locked, put
 
 _LIFETIME = dt.timedelta(days=365)
 # Key and certificate in one file, so that no crash can leave one of another.
 _CURRENT = "current.pem"
 _NEXT = "next.pem"
 _PREVIOUS = "previous.pem"
+_LOCK = "lock"
 _REMEDY = "Restore it, or remove it to have a new one made."
 
 
@@ -46,17 +47,26 @@ class LocalAuthority:
         self._current_path = directory / _CURRENT
         self._next_path = directory / _NEXT
         self._previous_path = directory / _PREVIOUS
-        self._load()
-        if self._current.certificate.not_valid_before_utc + _LIFETIME / 2 < clock():
-            self.replace()
+        self._lock = directory / _LOCK
+        with locked(self._lock):
+            self._load()
+            # The one that takes over first is as old; until the next one is known it signs on.
+            if self._current.certificate.not_valid_before_utc + _LIFETIME / 2 < clock() and self._is_next_known():
+                self._replace()
 
     def replace(self) -> None:
         """Let the next authority sign from now on; raise AuthorityFault if not everybody can have heard of it."""
-        if self._clock() < self._next.since + pki.LEAF_LIFETIME:
+        with locked(self._lock):
+            # Another process may have done so.
+            self._load()
+            self._replace()
+
+    def _replace(self) -> None:
+        if not self._is_next_known():
             raise AuthorityFault(
                 f"The next authority is less than {pki.LEAF_LIFETIME} old: some do not accept it yet. Try again then."
             )
-        _write(self._previous_path, self._current.pem)
+        put(self._previous_path, self._current.pem)
         self._next_path.replace(self._current_path)
         self._load()
 
@@ -64,7 +74,7 @@ class LocalAuthority:
         """Return the authorities to accept, PEM."""
         bundle = self._current.pem + self._next.pem
         # The next one was made when the one before stopped signing.
-        if self._previous_path.exists() and self._clock() < self._next.since + pki.LEAF_LIFETIME:
+        if self._previous_path.exists() and not self._is_next_known():
             bundle += self._previous_path.read_bytes()
         return bundle
 
@@ -81,11 +91,15 @@ class LocalAuthority:
             renew_at=now + pki.LEAF_LIFETIME / 2,
         )
 
+    def _is_next_known(self) -> bool:
+        """Tell whether every certificate that is in use came with the next authority."""
+        return self._clock() >= self._next.since + pki.LEAF_LIFETIME
+
     def _load(self) -> None:
         """Read both authorities, and make what is missing: at the first start, and after the next one took over."""
         for path in (self._current_path, self._next_path):
             if not path.exists():
-                _write(path, _make(self._clock()))
+                put(path, _make(self._clock()))
         self._current = _read(self._current_path)
         self._next = _read(self._next_path)
 
@@ -174,14 +188,3 @@ def _refuse_open(path: Path) -> None:
         return
     if stat.S_IMODE(mode) & 0o077:
         raise AuthorityFault(f"{path} is open to others (mode {stat.S_IMODE(mode):04o}). Run chmod go-rwx on it.")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put a whole file of mode 0600 in place, on disk before its name is."""
-    temporary = path.with_name(f"{path.name}.new")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

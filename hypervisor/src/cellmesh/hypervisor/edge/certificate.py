@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cellmesh.hypervisor.edge.options import EdgeMisconfigured, Json
 from cellmesh.mesh import pki
+from cellmesh.mesh.private_file import locked, put
 
 AUTHORITY_FILE = "edge-authority.pem"
 """Certificate and key of the authority, in the state directory; browsers may be told to trust the certificate."""
+_LOCK_FILE = "edge-authority.lock"
 _AUTHORITY_LIFETIME = dt.timedelta(days=3650)
 # Browsers take no more than 398 days.
 _LEAF_LIFETIME = dt.timedelta(days=90)
@@ -80,8 +81,10 @@ class EdgeAuthority:
     def __init__(self, state_dir: Path, *, clock: pki.Clock = pki.utc_now) -> None:
         self._clock = clock
         path = state_dir / AUTHORITY_FILE
-        if not path.exists():
-            _write(path, _make_authority(clock()))
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(state_dir / _LOCK_FILE):
+            if not path.exists():
+                put(path, _make_authority(clock()))
         try:
             content = path.read_bytes()
             key = serialization.load_pem_private_key(content, password=None)
@@ -147,15 +150,3 @@ def _general_name(domain: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(domain))
     except ValueError:
         return x509.DNSName(domain)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put a whole file of mode 0600 in place, on disk before its name is."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.new")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
