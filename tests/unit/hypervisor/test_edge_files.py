@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from cryptography import x509
 from pydantic import ValidationError
 
+from cellmesh.hypervisor.edge import upkeep
 from cellmesh.hypervisor.edge.admin import EnvoyAdmin
 from cellmesh.hypervisor.edge.certificate import AUTHORITY_FILE
 from cellmesh.hypervisor.edge.options import EdgeMisconfigured
@@ -18,6 +21,8 @@ from cellmesh.hypervisor.edge.prepare import options_of, prepare
 from cellmesh.hypervisor.edge.upkeep import EdgeUpkeep
 from cellmesh.hypervisor.limits import Limits, RouteLimits
 from cellmesh.hypervisor.settings import HypervisorSettings
+from cellmesh.hypervisor.vmm.liveness import Watch
+from cellmesh.hypervisor.vmm.processor import ProcessorTime
 
 
 @pytest.fixture
@@ -129,6 +134,29 @@ async def test_upkeep_renews_what_is_due(settings: HypervisorSettings) -> None:
     now += timedelta(days=80)
     await keeper.look()
     assert file.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("is_starved", [True, False])
+@pytest.mark.asyncio
+async def test_only_time_that_could_be_used_counts(
+    settings: HypervisorSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_starved: bool
+) -> None:
+    """What writes the files may take longer than its limit by the clock while it gets no processor, and not else."""
+    slow = tmp_path / "slow"
+    slow.write_text(f'#!/bin/sh\nsleep 3\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    monkeypatch.setattr(upkeep, "_PATIENCE", timedelta(seconds=2))
+    if is_starved:
+        always = lambda: ProcessorTime(used=0.0, waited=time.monotonic())  # noqa: E731
+        monkeypatch.setattr(Watch, "of", lambda _: Watch(always))
+    preparing = EdgeUpkeep(settings, EnvoyAdmin(settings.edge_dir / "admin.sock")).prepare()
+    if is_starved:
+        await preparing
+        assert _names(settings) == {"localhost", "127.0.0.1"}
+    else:
+        with pytest.raises(EdgeMisconfigured, match="in time"):
+            await preparing
 
 
 def test_limits_are_settings(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import structlog
 from cellmesh.hypervisor.edge.admin import EdgeAway, EnvoyAdmin
 from cellmesh.hypervisor.edge.options import EdgeMisconfigured
 from cellmesh.hypervisor.settings import HypervisorSettings
+from cellmesh.hypervisor.vmm.liveness import Watch, usable
 
 _PERIOD = timedelta(minutes=1)
 _PATIENCE = timedelta(seconds=30)
@@ -47,7 +48,7 @@ class EdgeUpkeep:
             env={name: value for name, value in os.environ.items() if not name.startswith("CELLMESH_")},
         )
         try:
-            async with asyncio.timeout(_PATIENCE.total_seconds()):
+            async with usable(_PATIENCE.total_seconds(), Watch.of(process.pid)):
                 answer, errors = await process.communicate(self._settings.model_dump_json().encode())
         except TimeoutError:
             raise EdgeMisconfigured("What the edge starts with could not be written in time; try again.") from None
