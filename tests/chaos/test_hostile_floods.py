@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
+import psutil
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
@@ -18,12 +19,15 @@ from support.raw_calls import call, channel
 pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="module")]
 
 HELLO, REPORT = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"].methods
-CALLS = 3600
+CALLS = 360
+"""As many as the acceptor lets through at once; of more, a dozen a second."""
 CALLERS = 3
 """At once: fewer than the streams a guest may have, so that each call gets an answer of ours."""
 CONNECTIONS = 300
+DESCRIPTORS = 32
+"""How many more the hypervisor may have open meanwhile: three for each connection it admits, and those of its own."""
 CONSOLE_BYTES = 64 << 10
-LOG_BYTES = 1 << 20
+LINES = 60
 """What one attack may write to the hypervisor's log."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
@@ -39,7 +43,6 @@ WORDS = {
 @pytest.mark.parametrize("data", [b"\xff" * 64, b"\x0a\x04ugly"], ids=["no message", "broken rules"])
 async def test_refused_calls_leave_a_small_log(arena: Arena, method: MethodDescriptor, data: bytes) -> None:
     """Each is refused with a type; the log and the events tell of them, and not of each."""
-    log = arena.it.log.stat().st_size
     async with arena.target() as target, arena.witnessed():
         async with channel(target.agent_socket) as to:
 
@@ -49,23 +52,32 @@ async def test_refused_calls_leave_a_small_log(arena: Arena, method: MethodDescr
             codes = await asyncio.gather(*(some() for _ in range(CALLERS)))
         assert set().union(*codes) == {"INVALID_ARGUMENT"}
         assert len(await arena.misbehaviour(target)) < 20
-    assert arena.it.log.stat().st_size - log < LOG_BYTES
+        assert arena.it.log.read_text().count(f'"vm_id": "{target.vm.vm_id}"') < LINES
 
 
-@pytest.mark.parametrize("kind", WORDS)
-async def test_connections_that_lead_nowhere_are_borne(arena: Arena, kind: str) -> None:
-    """Hundreds of connections that say nonsense, or nothing, and stay: the host goes on, for this VM's agent too."""
+async def test_connections_that_lead_nowhere_are_borne(arena: Arena) -> None:
+    """Hundreds of connections that say nonsense, or nothing, and stay, cost no descriptors, and the agent gets in."""
+    assert arena.it.process is not None
+    process = psutil.Process(arena.it.process.pid)
     async with arena.target() as target, arena.witnessed():
+        before = process.num_fds()
         with ExitStack() as held:
             for _ in range(CONNECTIONS):
-                one = held.enter_context(socket.socket(socket.AF_UNIX))
-                one.settimeout(SECONDS)
-                one.connect(str(target.agent_socket))
-                one.sendall(WORDS[kind])
-                await asyncio.sleep(0)
+                for words in WORDS.values():
+                    one = held.enter_context(socket.socket(socket.AF_UNIX))
+                    one.setblocking(False)
+                    # The queue is full, or the connection closed already.
+                    with suppress(BlockingIOError, ConnectionError):
+                        one.connect(str(target.agent_socket))
+                        one.sendall(words)
+                    await asyncio.sleep(0)
+                assert process.num_fds() <= before + DESCRIPTORS
             hello = agent_service_pb2.HelloRequest(boot_id=target.guest.boot_id, protocol_versions=[1])
-            async with channel(target.agent_socket) as to:
-                assert (await call(to, HELLO, hello.SerializeToString(), seconds=SECONDS)).code == "OK"
+            async with channel(target.agent_socket) as to, asyncio.timeout(SECONDS):
+                said = hello.SerializeToString()
+                while (await call(to, HELLO, said, seconds=SECONDS)).code != "OK":  # noqa: ASYNC110  # it is refused
+                    await asyncio.sleep(0.1)
+            assert process.num_fds() <= before + DESCRIPTORS
 
 
 async def test_streams_that_say_nothing_are_borne(arena: Arena) -> None:

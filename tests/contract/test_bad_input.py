@@ -16,7 +16,7 @@ from cellmesh.mesh.identity import EDGE, Role
 from cellmesh.mesh.limits import SERVICE_MESSAGE_BYTES
 from cellmesh.mesh.policy import policy_of
 from cellmesh.mesh.server import GuestServer, MeshServer
-from support.bad_input import fault
+from support.bad_input import fault, most_bytes
 from support.contracts import METHODS, AnyService, path_of
 from support.mutants import mutants
 from support.raw_calls import call, channel
@@ -41,7 +41,7 @@ async def _serving(method: MethodDescriptor, directory: Path) -> AsyncIterator[t
     service = AnyService(_nothing)
     path = directory / "s.sock"
     if Role.GUEST_AGENT in policy_of(path_of(method)).callers:
-        guest = GuestServer(path, [service.register], vm_id=str(uuid.uuid4()))
+        guest = GuestServer(path, [service.register], vm_id=str(uuid.uuid4()), inner=directory / "inner.sock")
         await guest.start()
         try:
             yield path, service
@@ -63,7 +63,7 @@ async def test_no_bad_input_reaches_a_servicer(served: MethodDescriptor, tmp_pat
     """Every mutant that breaks a rule is INVALID_ARGUMENT, names the field, and no servicer ever sees it."""
     bad = [mutant for mutant in mutants(served.input_type, KNOWN) if mutant.broken or mutant.undecodable]
     async with _serving(served, tmp_path) as (path, service), channel(path) as to:
-        faults = [fault(mutant, await call(to, served, mutant.data)) for mutant in bad]
+        faults = [fault(mutant, await call(to, served, mutant.data), most=most_bytes(served)) for mutant in bad]
         assert [found for found in faults if found] == []
         assert service.calls == []
     assert bad
@@ -102,6 +102,6 @@ async def test_a_server_that_checks_nothing_is_noticed(served: MethodDescriptor,
     await server.start()
     bad = [mutant for mutant in mutants(served.input_type, KNOWN) if mutant.broken or mutant.undecodable]
     async with channel(tmp_path / "s.sock") as to:
-        faults = [fault(mutant, await call(to, served, mutant.data)) for mutant in bad]
+        faults = [fault(mutant, await call(to, served, mutant.data), most=most_bytes(served)) for mutant in bad]
     await server.stop(None)
     assert all(faults)

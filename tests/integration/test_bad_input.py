@@ -24,7 +24,7 @@ from cellmesh.api.hypervisor.v1 import (
     vm_service_pb2,
 )
 from simulator import Hub
-from support.bad_input import fault
+from support.bad_input import fault, most_bytes
 from support.hollow_images import hollow_container, hollow_guest
 from support.mutants import Mutant, mutants
 from support.node import SECONDS, Node, node, short_directory
@@ -150,7 +150,8 @@ def _is_bad(mutant: Mutant) -> bool:
 
 
 async def _faults(to: grpc.aio.Channel, method: MethodDescriptor, given: list[Mutant]) -> list[str]:
-    found = [fault(mutant, await call(to, method, mutant.data, seconds=SECONDS)) for mutant in given]
+    most = most_bytes(method)
+    found = [fault(mutant, await call(to, method, mutant.data, seconds=SECONDS), most=most) for mutant in given]
     return [each for each in found if each is not None]
 
 

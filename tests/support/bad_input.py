@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
 
-from cellmesh.mesh.limits import SERVICE_MESSAGE_BYTES
+from cellmesh.mesh.identity import Role
+from cellmesh.mesh.limits import REPORT_BYTES, SERVICE_MESSAGE_BYTES
+from cellmesh.mesh.policy import policy_of
+from support.contracts import path_of
 from support.mutants import Mutant, concerns, mutants
 from support.raw_calls import Outcome
 from support.samples import is_map, paths, written
@@ -42,14 +45,19 @@ def unruled(descriptor: Descriptor) -> list[str]:
     ]
 
 
-def fault(mutant: Mutant, outcome: Outcome) -> str | None:
+def most_bytes(method: MethodDescriptor) -> int:
+    """Return how long a request of a method may be, whatever is in it."""
+    return REPORT_BYTES if Role.GUEST_AGENT in policy_of(path_of(method)).callers else SERVICE_MESSAGE_BYTES
+
+
+def fault(mutant: Mutant, outcome: Outcome, *, most: int) -> str | None:
     """Say what is wrong with the answer to a mutant, or None if it is as the contract promises."""
+    if len(mutant.data) > most and outcome.code == "RESOURCE_EXHAUSTED":
+        # gRPC's own answer, given before the message is read.
+        return None
     if mutant.undecodable or mutant.broken:
         return _of_refusal(mutant, outcome)
     if outcome.code == "OK" or (outcome.code == "DEADLINE_EXCEEDED" and outcome.answers):
-        return None
-    if len(mutant.data) > SERVICE_MESSAGE_BYTES and outcome.code == "RESOURCE_EXHAUSTED":
-        # gRPC's own answer, given before the message is read.
         return None
     if outcome.code in _FATAL:
         return f"{mutant}: {outcome.code}: {outcome.message}"

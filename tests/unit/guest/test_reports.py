@@ -1,4 +1,4 @@
-"""Hello and the reports, against a real gRPC server in the host's place."""
+"""Hello and the reports, against a real gRPC server in the host's place, behind the host's acceptor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from cellmesh.guest.host.hello import say_hello
 from cellmesh.guest.host.report import ReportLog
 from cellmesh.guest.host.reporter import Reporter
 from cellmesh.guest.identity import Assignment, Identity
+from cellmesh.mesh.acceptor import Acceptor, Bounds
 from support.local_runtime import until
 
 _BOOT = "0b000000-0000-4000-8000-000000000000"
@@ -84,11 +85,16 @@ async def _host(directory: Path) -> AsyncIterator[tuple[_Host, agent_service_pb2
     host = _Host()
     server = grpc.aio.server()
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(host, server)
-    server.add_insecure_port(f"unix:{directory}/host.sock")
+    server.add_insecure_port(f"unix:{directory}/inner.sock")
+    ends: list[str] = []
+    acceptor = Acceptor(directory / "host.sock", inner=directory / "inner.sock", bounds=Bounds(), note=ends.append)
     await server.start()
+    acceptor.start()
     async with open_channel(f"{directory}/host.sock") as channel:
         yield host, agent_service_pb2_grpc.AgentServiceStub(channel)
+    acceptor.stop()
     await server.stop(0)
+    assert ends == []
 
 
 @asynccontextmanager

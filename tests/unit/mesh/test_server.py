@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import stat
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,9 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from cellmesh.api.common.v1 import container_pb2
+from cellmesh.api.common.v1 import health_pb2 as health_status_pb2
+from cellmesh.api.guest.v1 import agent_service_pb2, agent_service_pb2_grpc
 from cellmesh.api.hypervisor.v1 import (
     route_service_pb2,
     route_service_pb2_grpc,
@@ -30,6 +35,7 @@ from cellmesh.mesh.logs import LineBudget
 from cellmesh.mesh.policy import MethodPolicy, PolicyMissing, policy_of
 from cellmesh.mesh.server import GuestServer, MeshServer
 from cellmesh.mesh.unix_socket import SocketUnavailable
+from cellmesh.mesh.validation import check_request
 from support.route_service import ACTIVATE, Routes
 from support.vm_service import GET, Vms
 
@@ -100,7 +106,7 @@ async def test_socket_that_is_served_is_not_taken(path: Path) -> None:
 async def test_guest_is_known_by_its_socket_and_gets_no_more(tmp_path: Path) -> None:
     """A call on a VM's socket is that VM's agent, who may call nothing of the operator's and look at nothing."""
     vms = Vms()
-    server = GuestServer(tmp_path / "guest.sock", [vms.register], vm_id="vm-1")
+    server = GuestServer(tmp_path / "guest.sock", [vms.register], vm_id="vm-1", inner=tmp_path / "inner")
     await server.start()
     try:
         async with unix_channel(tmp_path / "guest.sock", downstream="d") as channel:
@@ -116,12 +122,12 @@ async def test_guest_is_known_by_its_socket_and_gets_no_more(tmp_path: Path) -> 
 
 @pytest.mark.asyncio
 async def test_guests_message_is_small_or_refused(tmp_path: Path) -> None:
-    """A message above 256 KiB never reaches a servicer."""
-    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1")
+    """A message above 72 KiB never reaches a servicer."""
+    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1", inner=tmp_path / "inner")
     await server.start()
     try:
         async with unix_channel(tmp_path / "guest.sock", downstream="d") as channel:
-            request = vm_service_pb2.WatchVmsRequest(resume_token=b"x" * 300_000)
+            request = vm_service_pb2.WatchVmsRequest(resume_token=b"x" * 74_000)
             with pytest.raises(RemoteError) as refusal:
                 await anext(aiter(vm_service_pb2_grpc.VmServiceStub(channel).WatchVms(request)))
         assert refusal.value.code.name == "RESOURCE_EXHAUSTED"
@@ -130,9 +136,63 @@ async def test_guests_message_is_small_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_guests_longest_report_passes_again_and_again(tmp_path: Path) -> None:
+    """The longest report of the contract fits, and a fast guest is never asked for longer frames than it may send."""
+    report = agent_service_pb2.ReportRequest(vm_id=str(uuid.uuid4()), epoch=2**64 - 1, sequence=2**64 - 1)
+    for number in range(16):
+        container = report.containers.add(
+            container_name="c" * 30 + f"{number:02}",
+            generation=2**64 - 1,
+            state=container_pb2.CONTAINER_STATE_RUNNING,
+            health=health_status_pb2.HEALTH_STATUS_SERVING,
+            exit_code=255,
+            restart_count=2**32 - 1,
+            oom_kills=2**32 - 1,
+            reason="R" * 64,
+            message="\U0001f600" * 1024,
+        )
+        container.start_time.FromJsonString("9999-12-31T23:59:59.999999999Z")
+    check_request(report)
+    heard = []
+
+    class Agent(agent_service_pb2_grpc.AgentServiceServicer):
+        async def Report(self, request_iterator: Any, _: Any) -> AsyncIterator[agent_service_pb2.ReportResponse]:
+            async for request in request_iterator:
+                heard.append(request)
+                yield agent_service_pb2.ReportResponse(acknowledged_sequence=1)
+
+    register = functools.partial(agent_service_pb2_grpc.add_AgentServiceServicer_to_server, Agent())
+    server = GuestServer(tmp_path / "guest.sock", [register], vm_id="vm-1", inner=tmp_path / "inner")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/guest.sock") as channel:
+            call = agent_service_pb2_grpc.AgentServiceStub(channel).Report(iter([report] * 30), timeout=_PATIENCE)
+            assert len([answer async for answer in call]) == 30
+    finally:
+        await server.stop()
+    assert heard == [report] * 30
+
+
+@pytest.mark.asyncio
+async def test_guests_server_is_reached_by_its_own_socket_only(tmp_path: Path) -> None:
+    """The socket behind lies where its directory lets nobody in; what a dead process left there is replaced."""
+    inner = tmp_path / "ours" / "inner"
+    inner.parent.mkdir(mode=0o700)
+    inner.write_text("left")
+    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1", inner=inner)
+    await server.start()
+    try:
+        assert stat.S_ISSOCK(inner.stat().st_mode)
+    finally:
+        await server.stop()
+    assert not inner.exists()
+    assert not (tmp_path / "guest.sock").exists()
+
+
+@pytest.mark.asyncio
 async def test_guests_message_is_not_unpacked(tmp_path: Path) -> None:
     """A few kilobytes that unpack to megabytes are refused: no compression is spoken with a guest."""
-    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1")
+    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1", inner=tmp_path / "inner")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(
@@ -154,7 +214,7 @@ async def test_guest_cannot_fill_the_log(tmp_path: Path) -> None:
     assert [budget.take() for _ in range(5)] == [0, 0, None, None, None]
     now[0] = 1.5
     assert [budget.take() for _ in range(2)] == [3, None]
-    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1")
+    server = GuestServer(tmp_path / "guest.sock", [Vms().register], vm_id="vm-1", inner=tmp_path / "inner")
     await server.start()
     try:
         with structlog.testing.capture_logs() as lines:

@@ -62,6 +62,9 @@ SERVICE = "hypervisor"
 Keep = Callable[[], Coroutine[Any, Any, None]]
 """Keeps something in order until cancelled."""
 _DATABASE = "hypervisor.db"
+# A guest's connection ends after more silence than its boot: what a busy host was late to read is no silence.
+_SILENT_HEARTBEATS = 6
+_LEAST_SILENCE = 30.0
 _EDGE_SOCKET = "edge.sock"
 _ACTIVATOR = "activator.sock"
 _ADMIN_SOCKET = "admin.sock"
@@ -155,7 +158,13 @@ def _world(
         heartbeat_interval=settings.heartbeat_interval,
         failpoint=failpoints.reach,
     )
-    listeners = Listeners(agents, socket=vmm.hello_socket, own=vmm.own)
+    listeners = Listeners(
+        agents,
+        socket=vmm.hello_socket,
+        own=vmm.own,
+        inner=settings.run_dir / "hello",
+        silence=max(_SILENT_HEARTBEATS * settings.heartbeat_interval.total_seconds(), _LEAST_SILENCE),
+    )
     guests = GuestClient(vmm.agent_socket)
     world = World(
         store=store,

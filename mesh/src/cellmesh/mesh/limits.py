@@ -3,6 +3,9 @@
 GUEST_MESSAGE_BYTES = 256 * 1024
 """Longest message to or from a guest."""
 
+REPORT_BYTES = 72 * 1024
+"""Longest message a guest may begin a call with or report; the longest report of the contract is a little shorter."""
+
 SERVICE_MESSAGE_BYTES = 4 * 1024 * 1024
 """Longest message between services."""
 

@@ -14,18 +14,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import grpc
+import structlog
 from google.protobuf import descriptor_pool
 from google.protobuf.internal import api_implementation
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cellmesh.mesh import logs, telemetry, unix_socket, validation
+from cellmesh.mesh.acceptor import Acceptor, Bounds
 from cellmesh.mesh.identity import OPERATOR, Caller, Role
 from cellmesh.mesh.interceptor import PolicyInterceptor
 from cellmesh.mesh.limits import (
-    GUEST_MESSAGE_BYTES,
     METADATA_BYTES,
     NO_COMPRESSION,
     PING_INTERVAL_MS,
+    REPORT_BYTES,
     SERVICE_MESSAGE_BYTES,
 )
 from cellmesh.mesh.policy import policy_of
@@ -33,10 +35,13 @@ from cellmesh.mesh.policy import policy_of
 if TYPE_CHECKING:
     from cellmesh.mesh.pki import Identity
 
+_log = structlog.get_logger()
 Register = Callable[[grpc.aio.Server], None]
 """Adds one servicer to a server, such as `functools.partial(add_VmServiceServicer_to_server, servicer)`."""
 
-_GUEST_STREAMS = 8
+_GUEST_STREAMS = 4
+# Otherwise gRPC lets a client that sends fast send more, and longer frames, before it has read them.
+_CONSTANT_WINDOWS = (("grpc.http2.bdp_probe", 0),)
 _SERVICE_STREAMS = 1024
 
 
@@ -132,36 +137,43 @@ class MeshServer:
 
 
 class GuestServer:
-    """Serves one VM's guest on a socket of its own, which is what says which VM calls. Costs about 20 kB.
+    """Serves one VM's guest on a socket of its own, which is what says which VM calls.
 
-    The socket's directory belongs to the VM's `owner` (uid, gid), and so does the socket. Trace context a guest sends
-    is not believed.
+    The socket at `path` has an `Acceptor` with `bounds`. gRPC listens at `inner`, which must lie where nobody but this
+    process's user can reach it. Trace context a guest sends is not believed.
     """
 
     def __init__(
-        self, path: Path, services: Sequence[Register], *, vm_id: str, owner: tuple[int, int] | None = None
+        self, path: Path, services: Sequence[Register], *, vm_id: str, inner: Path, bounds: Bounds | None = None
     ) -> None:
         require_upb()
         caller = Caller(role=Role.GUEST_AGENT, name=vm_id)
-        self._claim = contextlib.ExitStack()
-        self._claim.enter_context(unix_socket.claim(path))
+        lines = logs.LineBudget()
         self._server = grpc.aio.server(
-            interceptors=[PolicyInterceptor(lambda _: caller, lines=logs.LineBudget(), vm_id=vm_id)],
-            options=[*_options(GUEST_MESSAGE_BYTES, _GUEST_STREAMS), NO_COMPRESSION],
+            interceptors=[PolicyInterceptor(lambda _: caller, lines=lines, vm_id=vm_id)],
+            options=[*_options(REPORT_BYTES, _GUEST_STREAMS), NO_COMPRESSION, *_CONSTANT_WINDOWS],
         )
         for register in services:
             register(self._server)
-        _bind(self._server, f"unix:{path}")
-        unix_socket.hand_over(path, owner=owner)
+
+        def note(reason: str) -> None:
+            left_out = lines.take()
+            if left_out is not None:
+                _log.info("guest.connection_ended", vm_id=vm_id, error=reason, lines_left_out=left_out)
+
+        self._acceptor = Acceptor(path, inner=inner, bounds=bounds or Bounds(), note=note)
+        inner.unlink(missing_ok=True)
+        _bind(self._server, f"unix:{inner}")
 
     async def start(self) -> None:
         """Answer calls."""
         await self._server.start()
+        self._acceptor.start()
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Take no new calls, give those that run `grace` seconds (None: none), then cancel them."""
-        await self._server.stop(grace)
-        self._claim.close()
+    async def stop(self) -> None:
+        """Take no new calls and cancel those that run."""
+        self._acceptor.stop()
+        await self._server.stop(None)
 
 
 def require_upb() -> None:

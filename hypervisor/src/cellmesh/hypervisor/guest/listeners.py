@@ -10,6 +10,7 @@ from cellmesh.api.guest.v1 import agent_service_pb2, agent_service_pb2_grpc
 from cellmesh.hypervisor.guest import decode
 from cellmesh.hypervisor.lifecycle.agents import Agents
 from cellmesh.mesh import identity
+from cellmesh.mesh.acceptor import Bounds
 from cellmesh.mesh.errors import InvalidRequest, sanitize
 from cellmesh.mesh.interceptor import Context
 from cellmesh.mesh.server import GuestServer
@@ -18,15 +19,27 @@ _MAX_MESSAGE = 256
 
 
 class Listeners:
-    """Opens and closes the sockets of VMs. `own` gives a socket to its VM's user."""
+    """Opens and closes the sockets of VMs.
+
+    `own` gives a socket to its VM's user. `inner` is a directory of ours for the sockets behind those; a guest may say
+    nothing for `silence` seconds before it has to connect again.
+    """
 
     def __init__(
-        self, agents: Agents, *, socket: Callable[[str], Path], own: Callable[[Path, str], Awaitable[None]]
+        self,
+        agents: Agents,
+        *,
+        socket: Callable[[str], Path],
+        own: Callable[[Path, str], Awaitable[None]],
+        inner: Path,
+        silence: float,
     ) -> None:
         servicer = AgentServicer(agents)
         self._register = functools.partial(agent_service_pb2_grpc.add_AgentServiceServicer_to_server, servicer)
         self._socket = socket
         self._own = own
+        self._inner = inner
+        self._bounds = Bounds(silence=silence)
         self._servers: dict[str, GuestServer] = {}
 
     async def open(self, vm_id: str) -> None:
@@ -34,7 +47,10 @@ class Listeners:
         if vm_id in self._servers:
             return
         path = self._socket(vm_id)
-        server = GuestServer(path, [self._register], vm_id=vm_id)
+        self._inner.mkdir(mode=0o700, exist_ok=True)
+        server = GuestServer(
+            path, [self._register], vm_id=vm_id, inner=self._inner / path.parent.name, bounds=self._bounds
+        )
         self._servers[vm_id] = server
         await server.start()
         await self._own(path, vm_id)
