@@ -189,6 +189,17 @@ async def test_a_command_that_cannot_run_says_why(cell: Cell) -> None:
     }
 
 
+async def test_a_command_may_be_as_large_as_the_contract_says(cell: Cell) -> None:
+    """Prove that arguments and variables at their limits, 252 KiB in all, reach the program whole."""
+    tell = "import os, sys; print(*map(len, sys.argv[1:]), len(os.environ['V']))"
+    variable = container_pb2.EnvironmentVariable(name="V", value="v" * 4096)
+    sizes = [65_536, 65_536, 65_536, 56_000]
+    argv = ["python3", "-c", tell, *("a" * size for size in sizes)]
+    assert cell.live.opening(*argv, environment=[variable]).ByteSize() > 250 << 10
+    told = await cell.live.run(*argv, environment=[variable])
+    assert told.text.split() == [str(size) for size in (*sizes, 4096)]
+
+
 async def test_a_command_is_never_run_twice(cell: Cell) -> None:
     """Prove that opening the same id again, as after a lost answer, comes back to the one command."""
     opening = cell.dev.opening("sh", "-c", "echo run >> /tmp/runs; read line")

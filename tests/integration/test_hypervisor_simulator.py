@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,13 @@ from cellmesh.mesh.errors import MeshError
 from simulator.faults import Fault, FaultKind
 from simulator.guest import SimulatedGuest
 from simulator.hub import Hub
+from simulator.servicers import ContainerServicer
+from support.commands import Box, ExecStream, refusals_of
 from support.node import SECONDS, Node, node, wish
 
 pytestmark = pytest.mark.asyncio
+
+Variable = common_container_pb2.EnvironmentVariable
 
 
 def states(events: list) -> list[str]:  # type: ignore[type-arg]  # events of the contract
@@ -227,6 +232,70 @@ async def test_a_command_runs_and_its_output_comes_back(it: Node, image: str) ->
     with pytest.raises(MeshError) as refused:
         await anext(it.containers.Exec(without_opening()))
     assert refused.value.reason == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "limit"),
+    [
+        ({"argv": ["a", "b" * 65_537]}, "argv[1]", "65536"),
+        ({"argv": ["a"] * 65}, "argv", "64"),
+        ({"argv": ["a"], "environment": [Variable(name="V", value="v" * 4097)]}, "environment[0].value", "4096"),
+        ({"argv": ["a"], "environment": [Variable(name=f"V{n}") for n in range(65)]}, "environment", "64"),
+        ({"argv": ["a"], "environment": [Variable(name="V" * 129)]}, "environment[0].name", "128"),
+        ({"argv": ["a"], "working_dir": "/" + "d" * 256}, "working_dir", "256"),
+        # Each within its own limit, two bytes a character.
+        ({"argv": ["\N{GREEK SMALL LETTER PI}" * 65_000] * 2}, "", "258048"),
+    ],
+    ids=["an argument", "arguments", "a value", "variables", "a name", "a directory", "all"],
+)
+async def test_a_command_that_is_too_large_is_refused_here(
+    it: Node, hub: Hub, image: str, fields: dict[str, Any], field: str, limit: str
+) -> None:
+    """The refusal names the field and its limit, and the guest hears nothing of it; at the limits the command runs."""
+    heard = []
+
+    class Servicer(ContainerServicer):
+        async def Exec(self, requests: Any, context: Any) -> Any:
+            heard.append(requests)
+            async for answer in super().Exec(requests, context):
+                yield answer
+
+    class Guest(SimulatedGuest):
+        def make_container_servicer(self) -> ContainerServicer:
+            return Servicer(self)
+
+    hub.make_guest = Guest
+    vm = await it.running()
+    await it.start_container(vm.vm_id, image)
+    box = Box(node=it, vm_id=vm.vm_id, name="app")
+    with pytest.raises(MeshError) as refused:
+        async with ExecStream(it, box.opening(*fields.pop("argv"), **fields)) as stream:
+            await stream.read()
+    (violation,) = refused.value.field_violations
+    assert refused.value.reason == "INVALID_REQUEST"
+    assert violation.field == ("input.open." + field).rstrip(".")
+    assert limit in violation.description
+    assert limit in refused.value.message
+    assert heard == []
+    said = await box.run("echo", "a" * 65_536, environment=[Variable(name="V" * 128, value="v" * 4096)])
+    assert said.text == "a" * 65_536
+    assert len(heard) == 1
+
+
+async def test_a_container_that_was_stopped_before_its_vm_started_again_does_not_run(it: Node, image: str) -> None:
+    """Command, output and stats of it are refused as of one that does not run; its new agent has never heard of it."""
+    vm = await it.running()
+    await it.start_container(vm.vm_id, image)
+    await it.containers.StopContainer(
+        container_service_pb2.StopContainerRequest(container_name="app", **wish(vm.vm_id))
+    )
+    await it.stop_vm(vm.vm_id)
+    await it.vms.StartVm(vm_service_pb2.StartVmRequest(**wish(vm.vm_id)))
+    await it.until(vm.vm_id, vm_pb2.VM_STATE_RUNNING, epoch=2)
+    assert await refusals_of(it, vm.vm_id, "app") == ["CONTAINER_NOT_RUNNING"] * 3
+    assert await refusals_of(it, vm.vm_id, "nobody") == ["CONTAINER_NOT_FOUND"] * 3
+    await it.start_container(vm.vm_id, image)
+    assert await refusals_of(it, vm.vm_id, "app") == []
 
 
 async def test_health_names_the_layer_that_is_ill(it: Node) -> None:

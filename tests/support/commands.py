@@ -13,6 +13,7 @@ from cellmesh.api.common.v1 import exec_pb2
 from cellmesh.api.hypervisor.v1 import container_service_pb2
 from cellmesh.cli.attach.session import ExecSession
 from cellmesh.cli.connection import streaming
+from cellmesh.mesh.errors import MeshError
 from support.node import Node
 
 SECONDS = 480.0
@@ -89,6 +90,29 @@ class Box:
     async def python(self, program: str) -> str:
         """Run a Python program and return what it says; AssertionError if it fails."""
         return (await self.run("python3", "-c", program)).text
+
+
+async def refusals_of(it: Node, vm_id: str, name: str) -> list[str]:
+    """Return the reasons for which a command in a container, its output and its stats are refused."""
+    named = {"vm_id": vm_id, "container_name": name}
+
+    async def run() -> None:
+        await Box(node=it, vm_id=vm_id, name=name).run("true")
+
+    async def read() -> None:
+        async for _ in it.containers.StreamLogs(container_service_pb2.StreamLogsRequest(**named), timeout=SECONDS):
+            pass
+
+    async def count() -> None:
+        await it.containers.GetStats(container_service_pb2.GetStatsRequest(**named))
+
+    refusals = []
+    for ask in (run, read, count):
+        try:
+            await ask()
+        except* MeshError as errors:
+            refusals += [error.reason for error in errors.exceptions if isinstance(error, MeshError)]
+    return refusals
 
 
 class ExecStream:

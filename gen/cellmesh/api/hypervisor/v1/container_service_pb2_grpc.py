@@ -187,7 +187,8 @@ class ContainerServiceServicer:
 
         Callers: operator, service.
         Idempotent: no side effects; resume with the last `next_offset`.
-        Errors: NOT_FOUND/CONTAINER_NOT_FOUND, NOT_FOUND/GENERATION_NOT_FOUND.
+        Errors: NOT_FOUND/CONTAINER_NOT_FOUND, NOT_FOUND/GENERATION_NOT_FOUND,
+        FAILED_PRECONDITION/CONTAINER_NOT_RUNNING (it has not run since its VM started, and output does not outlive a boot).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -103,7 +103,8 @@ class ContainerServiceStub:
 
     Callers: operator, service.
     Idempotent: no side effects; resume with the last `next_offset`.
-    Errors: NOT_FOUND/CONTAINER_NOT_FOUND, NOT_FOUND/GENERATION_NOT_FOUND.
+    Errors: NOT_FOUND/CONTAINER_NOT_FOUND, NOT_FOUND/GENERATION_NOT_FOUND,
+    FAILED_PRECONDITION/CONTAINER_NOT_RUNNING (it has not run since its VM started, and output does not outlive a boot).
     """
     GetStats: _grpc.UnaryUnaryMultiCallable[_container_service_pb2.GetStatsRequest, _container_service_pb2.GetStatsResponse]
     """Returns what a container uses now, as its guest says.
@@ -188,7 +189,8 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
 
     Callers: operator, service.
     Idempotent: no side effects; resume with the last `next_offset`.
-    Errors: NOT_FOUND/CONTAINER_NOT_FOUND, NOT_FOUND/GENERATION_NOT_FOUND.
+    Errors: NOT_FOUND/CONTAINER_NOT_FOUND, NOT_FOUND/GENERATION_NOT_FOUND,
+    FAILED_PRECONDITION/CONTAINER_NOT_RUNNING (it has not run since its VM started, and output does not outlive a boot).
     """
     GetStats: _aio.UnaryUnaryMultiCallable[_container_service_pb2.GetStatsRequest, _container_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Returns what a container uses now, as its guest says.
@@ -318,7 +320,8 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Callers: operator, service.
         Idempotent: no side effects; resume with the last `next_offset`.
-        Errors: NOT_FOUND/CONTAINER_NOT_FOUND, NOT_FOUND/GENERATION_NOT_FOUND.
+        Errors: NOT_FOUND/CONTAINER_NOT_FOUND, NOT_FOUND/GENERATION_NOT_FOUND,
+        FAILED_PRECONDITION/CONTAINER_NOT_RUNNING (it has not run since its VM started, and output does not outlive a boot).
         """
 
     @_abc_1.abstractmethod

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 from cellmesh.api.guest.v1 import container_service_pb2 as guest_container_service_pb2
 from cellmesh.api.hypervisor.v1 import container_service_pb2, container_service_pb2_grpc
+from cellmesh.hypervisor.domain.errors import ContainerNotFound, ContainerNotRunning
 from cellmesh.hypervisor.guest.client import GuestClient
 from cellmesh.hypervisor.lifecycle.containers import Containers
 from cellmesh.hypervisor.servicers import decode, encode
@@ -90,7 +91,8 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
         vm = await self._containers.running_vm(opened.vm_id, opened.container_name)
         frames = Frames(first.input, request_iterator)
         answers = self._guests.exec(vm.vm_id, vm.epoch, opened.container_name, frames.each())
-        async with self._shutdown.ends(), aclosing(answers):
+        known = self._known(opened.vm_id, opened.container_name)
+        async with known, self._shutdown.ends(), aclosing(answers):
             async for output in answers:
                 frames.check()
                 yield container_service_pb2.ExecResponse(output=output)
@@ -107,7 +109,9 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
             offset=request.offset,
             follow=request.follow,
         )
-        async with self._shutdown.ends(), aclosing(self._guests.logs(vm.vm_id, vm.epoch, wanted)) as answers:
+        answers = self._guests.logs(vm.vm_id, vm.epoch, wanted)
+        known = self._known(request.vm_id, request.container_name)
+        async with known, self._shutdown.ends(), aclosing(answers):
             async for answer in answers:
                 yield container_service_pb2.StreamLogsResponse(
                     generation=answer.generation,
@@ -121,5 +125,17 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
     ) -> container_service_pb2.GetStatsResponse:
         """Return what a container uses now."""
         vm = await self._containers.running_vm(request.vm_id, request.container_name)
-        stats = await self._guests.stats(vm.vm_id, vm.epoch, request.container_name)
+        async with self._known(request.vm_id, request.container_name):
+            stats = await self._guests.stats(vm.vm_id, vm.epoch, request.container_name)
         return container_service_pb2.GetStatsResponse(stats=stats)
+
+    @asynccontextmanager
+    async def _known(self, vm_id: str, name: str) -> AsyncIterator[None]:
+        """Say that a container does not run in place of that there is none: its agent knows those of this boot only."""
+        try:
+            yield
+        except ContainerNotFound as error:
+            container = await self._containers.get(vm_id, name)  # It may have been deleted meanwhile.
+            raise ContainerNotRunning(
+                f"Container {name} is {container.status.state.name} and has not run since its VM started; start it."
+            ) from error
