@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from cellmesh.api.guest.v1 import guest_service_pb2
 from cellmesh.api.hypervisor.v1 import (
+    container_service_pb2,
     route_pb2,
     route_service_pb2,
     route_service_pb2_grpc,
@@ -21,6 +22,7 @@ from cellmesh.api.hypervisor.v1 import (
     vm_service_pb2,
 )
 from cellmesh.hypervisor import failpoints
+from cellmesh.hypervisor.reconciler.images import serial_of
 from cellmesh.hypervisor.vmm import sweep
 from cellmesh.hypervisor.vmm.layout import short
 from cellmesh.mesh.errors import Code, MeshError
@@ -60,6 +62,7 @@ class Scene:
     it: Node
     hub: Hub
     image: str
+    passing: str
     neighbour: vm_pb2.Vm
 
 
@@ -69,9 +72,9 @@ async def scene() -> AsyncIterator[Scene]:
     with short_directory() as directory:
         images = directory / "state" / "images"
         hollow_guest(images)
-        image = hollow_container(images)
+        image, passing = hollow_container(images), hollow_container(images, "passing")
         async with Hub(directory / "hub", guest=SlowGuest) as hub, node(directory, hub.binary) as it:
-            yield Scene(it=it, hub=hub, image=image, neighbour=await it.running())
+            yield Scene(it=it, hub=hub, image=image, passing=passing, neighbour=await it.running())
 
 
 class Life:
@@ -91,6 +94,7 @@ class Life:
         # To die while starting a VM is our fault, not the VM's: its policy is not asked.
         assert (await self._reach(vm_pb2.VM_STATE_RUNNING)).restart_count == 0
         await self._survive(lambda: self._it.start_container(self.vm_id, self._scene.image))
+        await self._start_and_remove()
         await self._switch()
         await self._wish("Recycle")
         await self._reach(vm_pb2.VM_STATE_RUNNING, epoch=2)
@@ -100,6 +104,25 @@ class Life:
         await self._reach(vm_pb2.VM_STATE_RUNNING, epoch=3)
         await self._wish("Delete")
         await self._survive(self._gone)
+
+    async def _start_and_remove(self) -> None:
+        """Start a container of an image of its own and remove it, twice with one request; its disk leaves with it."""
+        await self._survive(lambda: self._it.start_container(self.vm_id, self._scene.passing, "passing"))
+        request = container_service_pb2.DeleteContainerRequest(
+            request_id=str(uuid.uuid4()), vm_id=self.vm_id, container_name="passing", force=True
+        )
+        for _ in range(2):
+            await self._survive(lambda: self._it.containers.DeleteContainer(request))
+        await self._survive(self._disk_gone)
+        listing = container_service_pb2.ListContainersRequest(vm_id=self.vm_id)
+        (left,) = (await self._survive(lambda: self._it.containers.ListContainers(listing))).containers
+        assert left.container_name == "app"
+
+    async def _disk_gone(self) -> None:
+        machine = self._scene.hub.processes[self._it.run_dir / "vm" / short(self.vm_id)].machine
+        assert machine is not None
+        while serial_of(self._scene.passing) in machine.serials:  # noqa: ASYNC110  # a double tells nobody
+            await asyncio.sleep(_PAUSE)
 
     async def _switch(self) -> None:
         """Lead the live route to the container, twice with one request, for an edge that is there."""

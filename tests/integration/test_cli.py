@@ -29,7 +29,17 @@ async def test_the_life_of_a_vm() -> None:
         assert await it.run("exec", "-i", f"{start}/sandbox-live", "cat", stdin=data) == data
         await it.run("exec", f"{start}/sandbox-live", "sh", "-c", "exit 42", code=42)
         await it.run("exec", f"{start}/nobody", "true", code=125)
+        too_long = await it.spawn("exec", f"{start}/sandbox-live", "echo", "a" * 65_537)
+        _, said = await too_long.communicate()
+        assert too_long.returncode == 2
+        assert b"argv[1]: must be at most 65536 characters" in said
         await it.run("container", "stats", f"{start}/sandbox-live")
+        await it.run("container", "start", f"{start}/passing", "--image", it.image[7:19])
+        await it.run("container", "rm", f"{start}/passing", code=5)
+        removed = await it.run("container", "rm", "--force", "--volumes", f"{start}/passing")
+        assert removed.rstrip().endswith(b"/passing deleted")
+        await it.run("container", "rm", f"{start}/passing", code=3)
+        assert b"passing" not in await it.run("container", "ls", start)
         await it.run("vm", "health", start)
         recycled = (await it.run("vm", "recycle", start, "--wait", "--json")).splitlines()
         assert json.loads(recycled[-1])["vm"]["epoch"] == "2"

@@ -89,7 +89,9 @@ async def test_an_answer_undoes_no_report(
 
 async def test_a_container_that_ran_was_started(store: Store) -> None:
     """Who waits for a start hears of a failure only if it never ran, however late he looks."""
-    containers = Containers(store=store, images=None, attempts=Attempts(store.changes), guests=None)
+    containers = Containers(
+        store=store, images=None, attempts=Attempts(store.changes), guests=None, failpoint=lambda _: None
+    )
     vm = make_vm(state=VmState.RUNNING, epoch=3)
     ran = ContainerStatus(state=ContainerState.FAILED, restart_count=2, start_time=NOW)
     never = ContainerStatus(state=ContainerState.FAILED, reason="CONTAINER_START_FAILED")

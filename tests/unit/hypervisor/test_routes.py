@@ -52,7 +52,9 @@ async def scene(store: Store, tmp_path: Path) -> Scene:
         follow=lambda _: None,
         failpoint=lambda _: None,
     )
-    containers = Containers(store=store, images=images, attempts=Attempts(store.changes), guests=None)
+    containers = Containers(
+        store=store, images=images, attempts=Attempts(store.changes), guests=None, failpoint=lambda _: None
+    )
     return Scene(store=store, vms=vms, containers=containers, routes=Routes(store=store, vms=vms), image=image)
 
 

@@ -223,7 +223,13 @@ def _services(
 ) -> list[Register]:
     """Return the services for operators and services, ready to be added to servers."""
     watches, pages = Watches(log, signer, shutdown=shutdown), PageTokens(signer)
-    containers = Containers(store=world.store, images=world.images, attempts=world.attempts, guests=guests)
+    containers = Containers(
+        store=world.store,
+        images=world.images,
+        attempts=world.attempts,
+        guests=guests,
+        failpoint=failpoints.reach,
+    )
     nodes = Nodes(
         store=world.store,
         images=world.images,

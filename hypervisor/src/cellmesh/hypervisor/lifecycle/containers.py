@@ -48,11 +48,20 @@ class Remover(Protocol):
 class Containers:
     """The containers of all VMs."""
 
-    def __init__(self, *, store: Store, images: ImageStore, attempts: Attempts, guests: Remover) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        images: ImageStore,
+        attempts: Attempts,
+        guests: Remover,
+        failpoint: Callable[[str], None],
+    ) -> None:
         self._guests = guests
         self._store = store
         self._images = images
         self._attempts = attempts
+        self._failpoint = failpoint
 
     async def get(self, vm_id: str, name: str) -> Container:
         """Return the container. Raises VmNotFound, ContainerNotFound."""
@@ -153,6 +162,7 @@ class Containers:
             if container.wanted and not force:
                 raise ContainerRunning(name, container.status.state.name)
             stopping = await tx.save_container(_unwanted(container), container)
+        self._failpoint("remove.wish_committed")
         await self._stopped(vm_id, name, stopping.generation)
         vm, stopped = await self._look(vm_id, name)
         if vm.state is not VmState.RUNNING:
@@ -160,6 +170,7 @@ class Containers:
         if stopped.generation != stopping.generation or not stopped.is_over:
             raise ContainerChanged(name)
         await self._guests.remove_container(vm_id, vm.epoch, name, persistent=persistent)
+        self._failpoint("remove.files_removed")
         async with self._store.transaction() as tx:
             _, container = await _deletable(tx, vm_id, name)
             if container.generation != stopping.generation or not container.is_over:
@@ -170,6 +181,7 @@ class Containers:
                     await tx.delete_route(route)
             await tx.delete_container(container, persistent_paths=persistent)
             await tx.put_answer(intent, "{}")
+        self._failpoint("remove.committed")
         self._attempts.forget(vm_id, name)
 
     def _has_image(self, digest: str) -> bool:

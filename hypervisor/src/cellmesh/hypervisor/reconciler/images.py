@@ -114,7 +114,9 @@ class ImageDisks:
         vm_id = self._handle.vm_id
         try:
             await self._world.guests.release_image(vm_id, self._handle.epoch, serial)
+            self._world.failpoint("image.released")
             await self._world.vmm.remove_disk(self._handle, serial)
+            self._world.failpoint("image.detached")
             self._gone(serial)
         except EjectUnfinished as error:
             # The VMM has forgotten it already: to ask again would change nothing.
