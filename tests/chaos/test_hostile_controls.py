@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from typing import Any
 
 import pytest
 
+from cellmesh.api.common.v1 import health_pb2
+from cellmesh.api.hypervisor.v1 import vm_service_pb2
 from cellmesh.hypervisor.lifecycle.sessions import Session
+from cellmesh.hypervisor.vmm import liveness
+from cellmesh.hypervisor.vmm.processor import ProcessorTime
 from cellmesh.mesh import call
 from chaos import test_hostile_answers as answers
 from chaos import test_hostile_reports as reports
@@ -27,6 +33,34 @@ async def test_an_ill_neighbour_is_seen(arena: Arena) -> None:
         async with watching(os.getpid(), arena.it.vms, target.vm.vm_id) as witness, asyncio.timeout(SECONDS):
             while not any("not well" in fault for fault in witness.faults()):  # noqa: ASYNC110  # of all it sees
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("overloaded", [True, False])
+async def test_a_neighbour_is_not_ill_for_an_overloaded_host(monkeypatch: pytest.MonkeyPatch, overloaded: bool) -> None:
+    """What comes late counts unless those who had to answer waited for a processor meanwhile."""
+
+    class Late:
+        """A node that says three times that the neighbour is not well."""
+
+        answers = 0
+
+        async def CheckVmHealth(self, request: object, **_: object) -> vm_service_pb2.CheckVmHealthResponse:
+            self.answers += 1
+            await asyncio.sleep(0.01)
+            states = health_pb2.HealthStatus
+            status = states.HEALTH_STATUS_NOT_SERVING if self.answers <= 3 else states.HEALTH_STATUS_SERVING
+            return vm_service_pb2.CheckVmHealthResponse(status=status)
+
+    def measure(pid: int) -> ProcessorTime:
+        return ProcessorTime(used=0.0, waited=time.monotonic() if overloaded else 0.0)
+
+    monkeypatch.setattr(liveness, "processor_time", measure)
+    node: Any = Late()
+    async with watching(os.getpid(), node, "neighbour") as witness, asyncio.timeout(SECONDS):
+        while node.answers < 4:  # noqa: ASYNC110  # of all it says
+            await asyncio.sleep(0.01)
+    assert (witness.faults() == []) == overloaded
+    assert witness.checks > 0
 
 
 async def test_a_process_that_grows_is_seen(arena: Arena) -> None:

@@ -64,7 +64,8 @@ class Arena:
         assert self.it.process is not None
         async with watching(self.it.process.pid, self.it.vms, self.neighbour) as witness:
             yield witness
-        assert witness.faults() == []
+        faults = witness.faults()
+        assert not faults, faults
 
     async def misbehaviour(self, target: Target) -> list[event_pb2.AgentMisbehaved]:
         """Return what the node noted of the target."""
@@ -90,4 +91,5 @@ async def fighting(run: Callable[[Path, Path], AbstractAsyncContextManager[Node]
             await it.start_container(neighbour.vm_id, image, name=NAME)
             before = memory(it)
             yield Arena(it=it, hub=hub, image=image, neighbour=neighbour.vm_id)
-            assert memory(it) - before < ALL_ATTACKS_BYTES
+            grown = memory(it) - before
+            assert grown < ALL_ATTACKS_BYTES, grown

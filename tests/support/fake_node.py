@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
@@ -35,6 +36,17 @@ from support.fake_routes import FakeRoutes, refuse
 
 _THREADS = 16
 _CHUNK = 1000
+
+
+def environment_of(run_dir: Path, home: Path) -> dict[str, str]:
+    """Return the environment in which the command finds a node, and no colours or terminals of the test run."""
+    return {
+        "PATH": os.environ.get("PATH", ""),
+        "HOME": str(home),
+        "CELLMESH_RUN_DIR": str(run_dir),
+        "CELLMESH_STATE_DIR": str(home / "state"),
+        "TERM": "xterm",
+    }
 
 
 def now() -> Timestamp:

@@ -23,7 +23,7 @@ OURS = (
     "from cellmesh",
     "-m dev_authenticator",
     "bridge/main.py",
-    "simulator",
+    "-m support.zygote",
     "crun",
     "/envoy -c",
 )

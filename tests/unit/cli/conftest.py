@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.fake_node import FakeNode
+from support.fake_node import FakeNode, environment_of
 
 Cellmesh = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -32,14 +31,8 @@ def node(run_dir: Path) -> Iterator[FakeNode]:
 
 @pytest.fixture
 def environment(run_dir: Path, tmp_path: Path) -> dict[str, str]:
-    """Give the environment in which the command finds its node, and no colours or terminals of the test run."""
-    return {
-        "PATH": os.environ.get("PATH", ""),
-        "HOME": str(tmp_path),
-        "CELLMESH_RUN_DIR": str(run_dir),
-        "CELLMESH_STATE_DIR": str(tmp_path / "state"),
-        "TERM": "xterm",
-    }
+    """Give the environment in which the command finds its node."""
+    return environment_of(run_dir, tmp_path)
 
 
 @pytest.fixture

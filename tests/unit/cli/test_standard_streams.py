@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
 from cellmesh.api.hypervisor.v1 import vm_pb2
-from support.fake_node import FakeNode
+from support.fake_node import FakeNode, environment_of
 
 VM_ID = "aaaa1111-0000-4000-8000-000000000000"
 SECONDS = 240.0
@@ -39,12 +40,31 @@ COMMANDS: Mapping[str, list[str]] = {
 CLOSED = ((0,), (1,), (2,), (0, 1, 2))
 
 
-@pytest.fixture
-def busy(node: FakeNode) -> FakeNode:
-    """Give a node with a VM, events and a log, so that each command has something to print."""
+class Stage:
+    """A node with a VM, events and a log, so that each command has something to print; and what each does as a rule."""
+
+    def __init__(self, directory: Path) -> None:
+        self.environment = environment_of(directory / "run", directory)
+        self._usual: dict[str, subprocess.CompletedProcess[bytes]] = {}
+
+    def usual(self, name: str) -> subprocess.CompletedProcess[bytes]:
+        """Return what a command did with all streams open."""
+        if name not in self._usual:
+            self._usual[name] = run(COMMANDS[name], self.environment)
+        return self._usual[name]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Give one node to all commands, which only read it."""
+    directory = tmp_path_factory.mktemp("s")
+    (directory / "run").mkdir()
+    node = FakeNode()
+    node.start(directory / "run" / "operator.sock")
     node.add_vm(vm_id=VM_ID)
     node.log = b"a line\n"
-    return node
+    yield Stage(directory)
+    node.stop()
 
 
 def run(
@@ -69,12 +89,12 @@ def run(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_closed_stream_changes_nothing(name: str, busy: FakeNode, environment: Mapping[str, str]) -> None:
+def test_a_closed_stream_changes_nothing(name: str, stage: Stage) -> None:
     """The exit code and what comes out of the open streams are those of a run with all of them open."""
-    wanted = run(COMMANDS[name], environment)
+    wanted = stage.usual(name)
     assert b"Traceback" not in wanted.stderr
     for closed in CLOSED:
-        seen = run(COMMANDS[name], environment, closed=closed)
+        seen = run(COMMANDS[name], stage.environment, closed=closed)
         assert seen.returncode == wanted.returncode, (closed, seen.stderr)
         assert b"Traceback" not in seen.stderr
         if 2 not in closed:
@@ -84,11 +104,11 @@ def test_a_closed_stream_changes_nothing(name: str, busy: FakeNode, environment:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_is_one_line(name: str, busy: FakeNode, environment: Mapping[str, str]) -> None:
+def test_a_full_disk_is_one_line(name: str, stage: Stage) -> None:
     """A command with something to print says once that it was lost, with a code of its own; others are as ever."""
-    wanted = run(COMMANDS[name], environment)
+    wanted = stage.usual(name)
     with open("/dev/full", "wb") as full:  # noqa: PTH123
-        seen = run(COMMANDS[name], environment, stdout=full.fileno())
+        seen = run(COMMANDS[name], stage.environment, stdout=full.fileno())
     if not wanted.stdout:
         assert (seen.returncode, seen.stderr) == (wanted.returncode, wanted.stderr)
         return
@@ -98,22 +118,22 @@ def test_a_full_disk_is_one_line(name: str, busy: FakeNode, environment: Mapping
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_standard_error_changes_no_exit_code(name: str, busy: FakeNode, environment: Mapping[str, str]) -> None:
+def test_a_full_standard_error_changes_no_exit_code(name: str, stage: Stage) -> None:
     """Where errors can't be told, the exit code still tells them."""
-    wanted = run(COMMANDS[name], environment)
+    wanted = stage.usual(name)
     with open("/dev/full", "wb") as full:  # noqa: PTH123
-        seen = run(COMMANDS[name], environment, stderr=full.fileno())
+        seen = run(COMMANDS[name], stage.environment, stderr=full.fileno())
     assert seen.returncode == wanted.returncode
     assert len(seen.stdout.splitlines()) == len(wanted.stdout.splitlines())
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "version"])
-def test_a_reader_that_is_gone_is_no_failure(name: str, busy: FakeNode, environment: Mapping[str, str]) -> None:
+def test_a_reader_that_is_gone_is_no_failure(name: str, stage: Stage) -> None:
     """`| head` has seen enough: silence."""
-    wanted = run(COMMANDS[name], environment)
+    wanted = stage.usual(name)
     reader, writer = os.pipe()
     os.close(reader)
-    seen = run(COMMANDS[name], environment, stdout=writer)
+    seen = run(COMMANDS[name], stage.environment, stdout=writer)
     os.close(writer)
     assert seen.returncode in {wanted.returncode, 0}, seen.stderr
     assert seen.stderr == wanted.stderr
@@ -142,11 +162,9 @@ def test_an_encoding_that_lacks_a_letter_shows_its_escape(
         ["exec", f"{VM_ID}/sandbox-live", "--", "echo", "\udcff"],
     ],
 )
-def test_an_argument_that_is_not_utf8_is_a_wrong_usage(
-    arguments: list[str], busy: FakeNode, environment: Mapping[str, str]
-) -> None:
+def test_an_argument_that_is_not_utf8_is_a_wrong_usage(arguments: list[str], stage: Stage) -> None:
     """It can't be said to the node, and the command says so."""
-    seen = run(arguments, environment)
+    seen = run(arguments, stage.environment)
     assert b"Traceback" not in seen.stderr
     assert seen.returncode == 2, seen.stderr
     assert seen.stderr.startswith(b"error: ")
@@ -173,7 +191,7 @@ def test_a_pipe_left_non_blocking_gets_everything(node: FakeNode, environment: M
     assert len(lines) == 3001
 
 
-def test_without_the_streams_a_full_disk_is_a_traceback(busy: FakeNode, environment: Mapping[str, str]) -> None:
+def test_without_the_streams_a_full_disk_is_a_traceback(stage: Stage) -> None:
     """Control: with Python's own streams the same command ends in a traceback."""
     program = "import sys; from cellmesh.cli import __main__, streams; streams.prepare = lambda: None; "
     program += "sys.exit(__main__.main())"
@@ -183,7 +201,7 @@ def test_without_the_streams_a_full_disk_is_a_traceback(busy: FakeNode, environm
             stdin=subprocess.DEVNULL,
             stdout=full,
             stderr=subprocess.PIPE,
-            env={**environment},
+            env={**stage.environment},
             timeout=SECONDS,
             check=False,
         )

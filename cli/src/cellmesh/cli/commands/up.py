@@ -19,9 +19,6 @@ from cellmesh.cli.invocation import run
 from cellmesh.cli.options import JsonOption
 from cellmesh.cli.output import Output
 from cellmesh.cli.settings import Settings
-from cellmesh.cli.up.edge import Edge, edge_options
-from cellmesh.cli.up.node import run_node
-from cellmesh.cli.up.process import is_answered
 
 
 def up(
@@ -47,6 +44,11 @@ def up(
     """Run a node in the foreground and show its VMs; Ctrl-C stops the node and leaves its VMs running."""
 
     def body(found: Settings, output: Output) -> None:
+        # What a node is made of would take every other command half of its start-up time.
+        from cellmesh.cli.up.edge import Edge, edge_options
+        from cellmesh.cli.up.node import run_node
+        from cellmesh.cli.up.process import is_answered
+
         settings = replace(
             found,
             edge_listen="" if no_edge else edge_listen or found.edge_listen,

@@ -42,11 +42,16 @@ class Window:
         """Tell whether a limit in seconds is used up."""
         return self.usable >= limit or self.passed >= _MOST_STRETCH * limit
 
+    @property
+    def is_overloaded(self) -> bool:
+        """Tell whether the host kept the process waiting for most of the time."""
+        return self.waited + self.late > self.passed / 2
+
     def __str__(self) -> str:
         told = f"its process used {self.used:.1f} s of processor time and waited {self.waited:.1f} s for a processor"
         if self.late >= 1:
             told += f", the hypervisor was late by {self.late:.1f} s"
-        if self.waited + self.late > self.passed / 2:
+        if self.is_overloaded:
             return f"{told}: the host is overloaded"
         return told
 
