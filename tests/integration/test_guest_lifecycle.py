@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
 import os
 import signal
+import subprocess
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -17,18 +20,22 @@ import pytest_asyncio
 
 from cellmesh.api.common.v1 import container_pb2, exec_pb2, health_pb2
 from cellmesh.api.hypervisor.v1 import container_service_pb2, vm_pb2, vm_service_pb2
+from cellmesh.hypervisor.vmm import disks
+from cellmesh.hypervisor.vmm.layout import short
 from cellmesh.image import ContainerImage, GuestImage
 from cellmesh.mesh.errors import MeshError
-from support.commands import Box, ExecStream
+from support.commands import Box, ExecStream, refusals_of
 from support.local_runtime import until
 from support.node import Node
 from support.real_node import PATIENCE, real_node, variant
+from support.resource_attacks import FILL
 
 pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module")]
 
 RUNNING, STOPPED, FAILED = vm_pb2.VM_STATE_RUNNING, vm_pb2.VM_STATE_STOPPED, vm_pb2.VM_STATE_FAILED
 NOTICED = 2.0
 """Within how many seconds the death of a VMM is to be seen: the product's promise."""
+SMALL_DISK, OLD_DISK = 128 << 20, 96 << 20
 SOON = container_pb2.RestartPolicy(
     max_restarts=1, initial_backoff=timedelta(milliseconds=10), max_backoff=timedelta(milliseconds=10)
 )
@@ -45,7 +52,19 @@ async def it(guest_image: GuestImage, example_images: dict[str, ContainerImage])
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def three(it: Node) -> list[vm_pb2.Vm]:
     """Give three VMs of three users that were created at once and run."""
-    return list(await asyncio.gather(*(it.running(restart_policy=SOON) for _ in range(3))))
+    # As a hypervisor from before there were quotas made them.
+    make_template(it.state_dir / "templates", OLD_DISK)
+    sizes = (SMALL_DISK, OLD_DISK, SMALL_DISK)
+    return list(await asyncio.gather(*(it.running(restart_policy=SOON, data_disk_bytes=size) for size in sizes)))
+
+
+def make_template(templates: Path, size: int) -> None:
+    """Make the disk that data disks of this size are copied from, without project quotas."""
+    templates.mkdir(mode=0o700)
+    template = templates / f"{disks._FORMAT}-{size}.raw"
+    template.touch()
+    os.truncate(template, size)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", template], check=True)
 
 
 async def wish(it: Node, verb: str, vm_id: str) -> None:
@@ -85,6 +104,13 @@ async def test_a_vm_is_stopped_started_and_recycled(
     app = Box(node=it, vm_id=vm_id, name="app")
     await app.shell("echo lasting > /app/notes/a; echo passing > /tmp/b")
 
+    await it.start_container(vm_id, example_images["live"].digest, "idle", argv=COUNTING, stop_grace=timedelta())
+    request = container_service_pb2.StopContainerRequest(
+        request_id=str(uuid.uuid4()), vm_id=vm_id, container_name="idle"
+    )
+    await it.containers.StopContainer(request)
+    assert await refusals_of(it, vm_id, "idle") == ["CONTAINER_NOT_RUNNING"] * 2  # its output is still there
+
     await wish(it, "Stop", vm_id)
     assert (await it.until(vm_id, STOPPED)).vmm_pid == 0
     assert not psutil.pid_exists(three[0].vmm_pid)
@@ -93,12 +119,18 @@ async def test_a_vm_is_stopped_started_and_recycled(
     await it.until(vm_id, RUNNING, epoch=2)
     await it.until_container(vm_id, "app", container_pb2.CONTAINER_STATE_RUNNING)
     assert await app.shell("cat /app/notes/a /tmp/b") == "lasting\npassing"
+    assert await refusals_of(it, vm_id, "idle") == ["CONTAINER_NOT_RUNNING"] * 3
+    full = json.loads((await app.run("python3", "-c", FILL, "/tmp/filled", str(1 << 20), str(1 << 40), "9999")).text)
+    assert full["errno"] == errno.EDQUOT
 
     await wish(it, "Recycle", vm_id)
     await it.until(vm_id, RUNNING, epoch=3)
     container = await it.until_container(vm_id, "app", container_pb2.CONTAINER_STATE_RUNNING)
     assert await app.shell("cat /app/notes/a; ls /tmp") == "lasting"
     assert (container.generation, container.epoch) == (3, 3)
+    async with asyncio.timeout(PATIENCE):
+        while int(await app.shell("df -k / | tail -1 | tr -s ' ' | cut -d' ' -f3")) > full["used"] >> 11:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)  # a file system tells nobody
     assert await health(it, vm_id) == health_pb2.HEALTH_STATUS_SERVING
 
     went = [event.vm_state_changed.to for event in await it.all_events(vm_id) if event.HasField("vm_state_changed")]
@@ -131,7 +163,8 @@ async def test_the_death_of_a_vmm_is_seen_and_mended(
     assert (again.epoch, again.restart_count) == (before.epoch + 1, 1)
     container = await it.until_container(vm_id, "app", container_pb2.CONTAINER_STATE_RUNNING)
     assert (container.generation, container.epoch) == (2, again.epoch)
-    assert await Box(node=it, vm_id=vm_id, name="app").shell("echo well") == "well"
+    assert await Box(node=it, vm_id=vm_id, name="app").shell("echo well > /tmp/file; cat /tmp/file") == "well"
+    assert "without project quotas" in (it.run_dir / "vm" / short(vm_id) / "console.log").read_text()
     assert {vm_id: await it.get(vm_id) for vm_id in neighbours} == neighbours
 
 

@@ -8,11 +8,14 @@ import pytest
 import pytest_asyncio
 
 from cellmesh.image import ContainerImage
-from integration.test_guest_resources import START, UNCHARGED_BOUND, measure
+from integration.test_guest_resources import DISK_FLOOR, START, UNCHARGED_BOUND, measure
+from integration.test_guest_resources import fill as fill_disk
 from support import wall_defects
 from support.cell import Cell, empty_cell, fill
 
 pytestmark = [pytest.mark.guest, pytest.mark.asyncio(loop_scope="module")]
+
+ENOSPC = 28
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -44,3 +47,10 @@ async def test_without_its_bound_memory_goes_uncounted(unbounded: Cell, resource
     """Prove that the guest's memory grows by more than the table allows."""
     measured = await measure(unbounded, resource)
     assert measured.uncharged > UNCHARGED_BOUND, measured
+
+
+async def test_without_quotas_one_container_fills_the_disk(unbounded: Cell) -> None:
+    """Prove that a sibling is refused what the table says it gets."""
+    assert (await fill_disk(unbounded.root, "/tmp/filled")).errno == ENOSPC
+    assert (await fill_disk(unbounded.live, "/tmp/filled", wanted=DISK_FLOOR)).errno == ENOSPC
+    await unbounded.root.shell("rm -r /tmp/filled")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cellmesh.api.common.v1 import container_pb2
 from support import walls
 from support.cell import MARK, Cell
 from support.commands import Box, ExecStream
@@ -139,3 +140,10 @@ async def test_root_changes_no_limit_and_no_setting(cell: Cell) -> None:
     told = await tell(cell.root, walls.FILES)
     assert told.pop("/proc/kcore") == 0
     assert set(told.values()) <= {"OSError", "PermissionError"}, told
+
+
+async def test_root_moves_no_file_to_another_account(cell: Cell) -> None:
+    """Prove that layer and persistent paths are counted for the container, and that its root can't change that."""
+    lasting = [container_pb2.PersistentPath(path="/srv/lasting")]
+    async with cell.running("lasting", "sleep", "86400", image="root", persistent_paths=lasting) as box:
+        assert await tell(box, walls.PROJECTS) == {"counted": True}

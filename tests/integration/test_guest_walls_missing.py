@@ -28,6 +28,7 @@ BROKEN = {
         walls.test_each_container_has_ids_of_its_own,
         walls.test_root_makes_none_of_the_machines_calls,
         walls.test_root_changes_no_limit_and_no_setting,
+        walls.test_root_moves_no_file_to_another_account,
     ),
     wall_defects.ROOMS: (
         walls.test_neither_sees_the_others_files,

@@ -18,6 +18,8 @@ from support.node import Node
 from support.real_node import PATIENCE, real_node
 
 SAME_PORT = {"live": 8080, "dev": 8080, "root": 8080}
+DATA_DISK = 512 << 20
+"""Small enough that a container can fill its share of it in an emulated guest."""
 MARK = "only-live-may-see-this"
 Container = container_pb2.Container
 Status = common_container_pb2.ContainerStatus
@@ -93,7 +95,7 @@ async def empty_cell(
     """Boot a VM, its containers still to be started; all of it is gone afterwards."""
     images = {**examples, "root": root}
     async with real_node(guest, images.values()) as it:
-        vm = await it.running()
+        vm = await it.running(data_disk_bytes=DATA_DISK)
         yield Cell(
             it=it,
             vm_id=vm.vm_id,

@@ -261,3 +261,34 @@ if __name__ == "__main__":
     print("works")
 """
 """What ordinary programs do that the bounds could have broken."""
+
+FILL = """
+import json, os, sys
+directory, file_size, bytes_wanted, files_wanted = sys.argv[1], *map(int, sys.argv[2:])
+written = made = errno = 0
+block = bytes(1 << 20)
+try:
+    os.makedirs(directory, exist_ok=True)
+    while written < bytes_wanted and made < files_wanted:
+        file = os.open(os.path.join(directory, str(made)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        made += 1
+        left = min(file_size, bytes_wanted - written)
+        while left > 0:
+            count = os.write(file, block[: min(left, len(block))])
+            written, left = written + count, left - count
+        if file_size:
+            os.fsync(file)
+        os.close(file)
+except OSError as error:
+    errno = error.errno
+size = os.statvfs(directory if os.path.isdir(directory) else "/")
+print(json.dumps({
+    "written": written, "made": made, "errno": errno, "room": size.f_blocks * size.f_frsize,
+    "used": (size.f_blocks - size.f_bfree) * size.f_frsize,
+    "files": size.f_files, "files_used": size.f_files - size.f_ffree,
+}))
+"""
+"""Makes files in a directory until it has so many bytes or files, or is refused; says what it got and what there is.
+
+Arguments: the directory, bytes of a file, bytes in all, files in all.
+"""

@@ -83,6 +83,10 @@ def set_pools():
     (_SYSCTL / "kernel/pid_max").write_text("4194304")
     return []
 """,
+    "boot.py": """
+
+_DATA_OPTIONS = ""  # Projects are counted, and no limit is kept.
+""",
     "netns.py": """
 
 _ACCEPT_QUEUE = "4096"

@@ -98,6 +98,39 @@ print(json.dumps(told))
 """
 """The errno of each call that only the machine's own root should make; 0 if it succeeded."""
 
+PROJECTS = """
+import fcntl, json, os, struct
+told = {}
+attributes = struct.Struct("=5I8x")
+for place in ("/tmp/project", "/srv/lasting/project"):
+    os.makedirs(place, exist_ok=True)
+    open(place + "/file", "w").close()
+    for path in (place, place + "/file"):
+        descriptor = os.open(path, os.O_RDONLY)
+        def project():
+            return attributes.unpack(fcntl.ioctl(descriptor, 0x801C581F, bytes(28)))
+        before = project()
+        flags = bytearray(struct.pack("=q", 0))
+        fcntl.ioctl(descriptor, 0x80086601, flags)
+        flags = struct.unpack("=q", flags)[0]
+        attempts = {
+            "another project": (0x401C5820, attributes.pack(before[0], 0, 0, before[3] + 1, 0)),
+            "no project": (0x401C5820, attributes.pack(before[0], 0, 0, 0, 0)),
+            "no inheritance": (0x401C5820, attributes.pack(before[0] & ~0x200, 0, 0, before[3], 0)),
+            "no inheritance, by flags": (0x40086602, struct.pack("=q", flags & ~0x20000000)),
+        }
+        for name, (command, data) in attempts.items():
+            try:
+                fcntl.ioctl(descriptor, command, data)
+            except OSError:
+                pass
+            if project() != before:
+                told[path + ": " + name] = [before, project()]
+        told["counted"] = told.get("counted", True) and before[3] > 0
+print(json.dumps(told))
+"""
+"""Whether files are counted for a project, and each attempt to change that which came true."""
+
 FILES = """
 import json
 told = {}

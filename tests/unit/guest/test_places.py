@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cellmesh.guest import disks
-from cellmesh.guest.containers import deletion
+from cellmesh.guest.containers import deletion, quotas
 from cellmesh.guest.containers.cgroup import Cgroup
 from cellmesh.guest.containers.image import BadImage, read_image
 from cellmesh.guest.containers.model import Resources
@@ -183,3 +183,32 @@ def test_a_slot_that_could_not_be_saved_is_not_taken(tmp_path: Path) -> None:
     assert Slots(tmp_path / "slots.json").slot("live") == 1
     slots.free("dev")
     assert Slots(tmp_path / "slots.json").slot("other") == 0
+
+
+@pytest.mark.parametrize("total", [1 << 14, 64 << 20, 2 << 30, 16 << 40])
+def test_all_containers_but_one_leave_it_a_sixteenth(total: int) -> None:
+    """However many there are: at sixteen, that is what each may use."""
+    for containers in range(2, 17):
+        others = (containers - 1) * quotas.share(total, containers)
+        assert total // 16 <= total - total // 32 - others < total // 16 + containers
+    assert quotas.share(total, 1) == quotas.share(total, 2) < total
+    assert quotas.share(total, 16) >= total // 17
+
+
+def test_a_container_over_its_share_keeps_what_it_has_and_can_start_anew() -> None:
+    """A new layer has room for itself; without one, restarts in a row add nothing."""
+    assert quotas.bound(100, 20, 0, room=5, anew=True) == 100
+    assert quotas.bound(100, 100, 100, room=5, anew=True) == 105
+    assert quotas.bound(100, 104, 105, room=5, anew=False) == 105
+    assert quotas.bound(100, 20, 105, room=5, anew=False) == 100
+    had, share = 150, 100  # Another container came.
+    limit = quotas.bound(share, had, 200, room=5, anew=False)
+    assert limit == 155
+    assert quotas.bound(share, limit, limit, room=5, anew=False) == limit
+
+
+def test_a_disk_without_projects_has_no_shares(tmp_path: Path) -> None:
+    """Neither counting nor sharing fails there, nor changes anything."""
+    (tmp_path / "layers").mkdir()
+    quotas.count_for(tmp_path / "layers", 1)
+    quotas.share_out(tmp_path, [tmp_path / "layers"])

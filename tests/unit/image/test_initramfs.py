@@ -50,7 +50,7 @@ def test_a_missing_module_fails_the_build(modules: dict[str, str], release: str)
 
 def test_the_archive_is_one_cpio_reads(tmp_path: Path) -> None:
     """Another cpio unpacks the initramfs to what was meant."""
-    names = ("virtio_blk", "erofs", "overlay", "vmw_vsock_virtio_transport", "virtio-rng")
+    names = ("virtio_blk", "erofs", "overlay", "quota_v2", "vmw_vsock_virtio_transport", "virtio-rng")
     kernel = kernel_with(dict.fromkeys(names, ""))
     data = build_initramfs(kernel, RELEASE, File(content=b"busybox"))
     assert data == build_initramfs(kernel, RELEASE, File(content=b"busybox"))

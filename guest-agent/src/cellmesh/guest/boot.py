@@ -1,5 +1,7 @@
 """What PID 1 does before anything else: file systems, cgroups, loopback, the data disk."""
 
+import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -10,6 +12,7 @@ from pathlib import Path
 from cellmesh.guest import disks, kernel, pools
 
 DATA = "/data"
+DISCARDED = "discarded"
 RUN = "/run/cellmesh"
 CGROUPS = "/sys/fs/cgroup"
 CONTAINER_CGROUPS = f"{CGROUPS}/containers"
@@ -20,6 +23,9 @@ _KERNEL_MEMORY = 48 << 20
 """What containers together may never take: the agent's own, and what the kernel charges to no cgroup, bytes."""
 _CONTROLLERS = ("cpu", "memory", "pids", "io")
 _DATA_DISK_WAIT = 10.0
+# Projects are bounded. What the file system keeps for an emergency is for who has CAP_SYS_RESOURCE, which is the agent:
+# overlays write as user 0, whom the kernel lets use it unless it is told another id; nobody has this one.
+_DATA_OPTIONS = "prjquota,resuid=65534"
 _DESCRIPTORS = 65536
 
 _QUIET = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
@@ -50,8 +56,7 @@ def prepare_machine() -> None:
         os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
         socket.sethostname("cell")
         raise_loopback()
-        warnings = [*_set_kernel(), *_prepare_cgroups()]
-        _mount_data()
+        warnings = [*_set_kernel(), *_prepare_cgroups(), *_mount_data()]
         Path(RUN).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise BootFailed(f"the guest cannot boot: {error}") from error
@@ -132,8 +137,19 @@ def memory_for_containers(total: int) -> int:
     return total - _KERNEL_MEMORY - total // 16
 
 
-def _mount_data() -> None:
+def _mount_data() -> list[str]:
     device = disks.wait_for_disk("data", timeout=_DATA_DISK_WAIT)
     if device is None:
         raise BootFailed("the guest cannot boot: no disk with the serial 'data' is attached")
-    kernel.mount(device, DATA, "ext4", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOATIME)
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOATIME
+    warnings = []
+    try:
+        kernel.mount(device, DATA, "ext4", flags, _DATA_OPTIONS)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        kernel.mount(device, DATA, "ext4", flags)
+        warnings.append("the data disk was made without project quotas: one container can fill it; a new VM's has them")
+    with contextlib.suppress(OSError):
+        Path(DATA, DISCARDED).mkdir(exist_ok=True)  # On a disk that is full, nothing could be discarded without it.
+    return warnings

@@ -13,7 +13,7 @@ from cellmesh.image.errors import BuildFailed
 from cellmesh.image.tree import Directory, File, Kept, Symlink, Tree, read, walk
 
 # What a cell needs and the cloud kernel has not built in; what these need in turn is read from the modules.
-MODULES = ("virtio_blk", "erofs", "overlay", "vmw_vsock_virtio_transport", "virtio-rng")
+MODULES = ("virtio_blk", "erofs", "overlay", "quota_v2", "vmw_vsock_virtio_transport", "virtio-rng")
 APPLETS = ("sh", "mount", "umount", "insmod", "switch_root", "usleep")
 _DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
 MODULE_SUFFIX = ".ko.xz"

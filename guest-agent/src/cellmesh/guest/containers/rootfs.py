@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellmesh.guest import disks, kernel
+from cellmesh.guest import boot, disks, kernel
+from cellmesh.guest.containers import quotas
 from cellmesh.guest.containers.bundle import IDS_PER_CONTAINER, first_id
 from cellmesh.guest.containers.runtime import ImageBusy, ImageMissing, NoRoom
 from cellmesh.guest.containers.users import User
@@ -24,7 +25,8 @@ _HOT_PLUG_WAIT = 15.0  # Half of what the host waits for a start; a busy kernel 
 
 
 NO_ROOM = (
-    "the VM's data disk is full: delete files in its containers, remove a container or recycle the VM, then start again"
+    "the VM's data disk, or the container's share of it, is full: delete files in its containers, remove a container "
+    "or recycle the VM, then start again"
 )
 
 
@@ -39,15 +41,28 @@ class Places:
     @property
     def discarded(self) -> Path:
         """Where layers wait to be deleted."""
-        return self.data / "discarded"
+        return self.data / boot.DISCARDED
+
+    def layers(self, name: str) -> Path:
+        """Return where a container's writable layers lie."""
+        return self.data / "layers" / name
 
     def layer(self, name: str, serial: str) -> Path:
         """Return where a container's writable layer over this image lies."""
-        return self.data / "layers" / name / serial
+        return self.layers(name) / serial
+
+    def lasting(self, name: str) -> Path:
+        """Return where a container's lasting directories lie."""
+        return self.data / "persist" / name
 
     def persistent(self, name: str, path: str) -> Path:
         """Return where one lasting directory of a container lies; `+` is in no path the contract allows."""
-        return self.data / "persist" / name / path.strip("/").replace("/", "+")
+        return self.lasting(name) / path.strip("/").replace("/", "+")
+
+    def all_files(self) -> Iterator[Path]:
+        """Yield the directories that hold the files of containers."""
+        for kind in ("layers", "persist"):
+            yield from (self.data / kind).glob("*")
 
 
 def mount_image(places: Places, serial: str) -> Path:
@@ -116,6 +131,9 @@ def mount_root(places: Places, name: str, serial: str, slot: int) -> Path:
     finally:
         os.close(namespace)
     with data_disk():
+        _make_counted(places.layers(name), slot)
+        is_new = not (places.layer(name, serial) / "upper").exists()
+        quotas.share_out(places.data, places.all_files(), anew=_project(slot) if is_new else 0)
         upper, work = _layer(places, name, serial, lower)
     options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off"
     kernel.mount("overlay", str(root), "overlay", kernel.MS_NODEV | kernel.MS_NOSUID, options)
@@ -145,7 +163,7 @@ def prepare_persistent(places: Places, name: str, path: str, slot: int, user: Us
     directory = places.persistent(name, path)
     if not directory.exists():
         with data_disk():
-            directory.parent.mkdir(parents=True, exist_ok=True)
+            _make_counted(directory.parent, slot)
             # It gets its name when it is whole: one that was left half made would keep a wrong owner for ever.
             fresh = directory.with_name(f".{directory.name}")
             fresh.mkdir(mode=0o755, exist_ok=True)
@@ -164,10 +182,11 @@ def discard_container(places: Places, name: str, *, persistent: bool) -> bool:
 
     Returns True if no file of it is left in use. Raises OSError.
     """
-    _discard(places, places.data / "layers" / name)
-    lasting = places.data / "persist" / name
+    _discard(places, places.layers(name))
+    lasting = places.lasting(name)
     if persistent:
         _discard(places, lasting)
+    quotas.share_out(places.data, places.all_files())
     return not lasting.exists()
 
 
@@ -180,6 +199,15 @@ def _discard(places: Places, path: Path) -> None:
         if not target.exists():
             path.rename(target)
             return
+
+
+def _make_counted(directory: Path, slot: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    quotas.count_for(directory, _project(slot))
+
+
+def _project(slot: int) -> int:
+    return slot + 1  # 0 is what belongs to no container.
 
 
 def _layer(places: Places, name: str, serial: str, lower: Path) -> tuple[Path, Path]:

@@ -17,6 +17,11 @@ from cellmesh.hypervisor.vmm.process import tool
 _SERIAL = re.compile(r"[A-Za-z0-9-]{1,20}", re.ASCII)
 _MIN_DATA = 16 << 20
 _MKE2FS_SECONDS = 300
+_FORMAT = "ext4-projects"
+"""Part of a template's name: another one when what follows changes."""
+# The guest bounds its containers by project; projects need inodes of 256 bytes. One percent is for its agent alone.
+_FEATURES = ("-O", "quota,project", "-I", "256", "-m", "1")
+_EXTENDED = ("lazy_itable_init=1", "lazy_journal_init=1", "nodiscard", "quotatype=prjquota")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -68,18 +73,18 @@ def ensure_data_disk(path: Path, *, size: int, templates: Path, uid: int | None)
 
 def _template(templates: Path, size: int) -> Path:
     templates.mkdir(parents=True, exist_ok=True, mode=0o700)
-    template = templates / f"ext4-{size}.raw"
+    template = templates / f"{_FORMAT}-{size}.raw"
     if template.exists():
         return template
     mke2fs = tool("mke2fs")
     if mke2fs is None:
         raise LaunchFailed("mke2fs is needed to make data disks; install e2fsprogs.")
     # Two starts may make the same template at once: each its own file, the last rename wins with equal content.
-    temporary = templates / f".ext4-{size}.{os.getpid()}.{os.urandom(4).hex()}"
+    temporary = templates / f".{_FORMAT}-{size}.{os.getpid()}.{os.urandom(4).hex()}"
     try:
         temporary.touch(mode=0o600)
         os.truncate(temporary, size)
-        options = ["-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]
+        options = ["-q", "-F", "-t", "ext4", *_FEATURES, "-E", ",".join(_EXTENDED)]
         done = subprocess.run(
             [mke2fs, *options, temporary], capture_output=True, env={}, timeout=_MKE2FS_SECONDS, check=False
         )
