@@ -60,6 +60,7 @@ SMUGGLING = (
         "a request after an upgrade", _UPGRADE, 200, body="GET PATH HTTP/1.1\r\nHost: cell.test\r\n\r\n", upstream=1
     ),
     _of_alice("upgrade with a length", f"{_UPGRADE}Content-Length: 5\r\n", 400, body="hello"),
+    _of_alice("upgrade with a length of nothing", f"{_UPGRADE}Content-Length: 0\r\n", 200, upstream=1),
     _of_alice("upgrade with an encoding", f"{_UPGRADE}Transfer-Encoding: gzip\r\n", 501),
 )
 NAMES = (

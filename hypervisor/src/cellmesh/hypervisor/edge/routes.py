@@ -23,6 +23,7 @@ _RESERVED = "(?i:dev|_|[.]cellmesh)"
 _BAD_REQUEST = 400
 _NOT_FOUND = 404
 _NOT_ALLOWED = 405
+_BODY: Json = {"name": "content-length", "string_match": {"exact": "0"}, "invert_match": True}
 _SECRETS = ("cookie", "authorization")
 _SIDECAR = f"%DYNAMIC_METADATA({NAME_SIDECAR}:name)%"
 
@@ -108,8 +109,8 @@ def _sidecar_route() -> Json:
 def _refusals() -> list[Json]:
     """Return what is nobody's, whatever its path."""
     return [
-        # An app that does not upgrade would take the body for the next request.
-        _refusal({"prefix": "/", "headers": [_present("upgrade"), _present("content-length")]}, _BAD_REQUEST),
+        # An app that does not upgrade would take the body for the next request; some clients say that there is none.
+        _refusal({"prefix": "/", "headers": [_present("upgrade"), _present("content-length"), _BODY]}, _BAD_REQUEST),
         # An app that answers it shows scripts what the browser keeps from them.
         _refusal({"prefix": "/", "headers": [{"name": ":method", "string_match": {"exact": "TRACE"}}]}, _NOT_ALLOWED),
         # The authorizer would be shown another text than the one that was sent (CVE-2023-27488).
