@@ -6,6 +6,9 @@ import asyncio
 import math
 import signal
 import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIVE = f"{ALICE}/live"
 UPGRADE = (("Connection", "upgrade"), ("Upgrade", "websocket"))
+IDLE_SECONDS = 0.05
 
 
 async def open_socket(edge: EdgeUnderTest, connection: Connection) -> str:
@@ -143,6 +147,64 @@ async def test_what_was_sent_is_never_sent_again(edge: EdgeUnderTest) -> None:
     got = await get(edge.socket, "/die", user=ALICE)
     assert (got.status, got.json()["reason"]) == (502, "CONTAINER_HUNG_UP")
     assert toy.heads == before + 1
+
+
+async def test_a_retry_of_what_was_sent_is_caught() -> None:
+    """Prove that the test before can fail: with retries after any reset the container is asked again."""
+
+    def spoil(config: dict) -> dict:
+        manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        manager["route_config"]["virtual_hosts"][0]["retry_policy"]["retry_on"] += ",reset"
+        return config
+
+    async with running_edge(spoil=spoil) as spoilt:
+        toy = await spoilt.lead(LIVE, "alice-live")
+        await get(spoilt.socket, "/die", user=ALICE)
+        assert toy.heads > 1
+
+
+@asynccontextmanager
+async def impatient_app(path: Path) -> AsyncIterator[Counter[str]]:
+    """Run an app that ends connections on which nothing comes for a moment; count what it is asked."""
+    asked: Counter[str] = Counter()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                line = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), IDLE_SECONDS)).split(b"\r\n")[0]
+                asked[line.decode()] += 1
+                await reader.readexactly(3 if line.startswith(b"POST") else 0)
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        except (TimeoutError, OSError, EOFError, asyncio.CancelledError):
+            writer.close()
+
+    async with await asyncio.start_unix_server(accept, path):
+        yield asked
+
+
+async def test_an_app_that_ends_idle_connections_is_asked_nothing_twice(edge: EdgeUnderTest) -> None:
+    """Prove of requests that meet the end of a connection: none is sent twice, and those that fail say why."""
+    path = edge.options.directory / "impatient.sock"
+    told: Counter[tuple[int, str]] = Counter()
+
+    async def ask(number: int) -> None:
+        async with connected(edge.socket) as (reader, writer):
+            for turn in range(40):
+                method, body = (("POST", b"abc"), ("GET", b""))[turn % 2]
+                length = [("Content-Length", "3")] if body else []
+                writer.write(head(method, f"/{number}-{turn}", user=ALICE, headers=length) + body)
+                got = await answer(reader)
+                told[got.status, "" if got.status == 200 else got.json()["reason"]] += 1
+                # So that it often asks as the connection ends.
+                await asyncio.sleep(IDLE_SECONDS + (number + turn) % 7 / 1000 - 0.003)
+
+    async with impatient_app(path) as asked:
+        version = edge.discovery.put({LIVE: Endpoint(path=path, vm_id="vm", container="impatient", generation=3)})
+        await edge.discovery.served(LIVE, version, timeout=READY_SECONDS)
+        await asyncio.gather(*(ask(number) for number in range(10)))
+    assert set(asked.values()) == {1}
+    assert set(told) <= {(200, ""), (502, "CONTAINER_HUNG_UP")}
+    assert told[200, ""] > 0
 
 
 async def test_what_envoy_refuses_is_told_and_changes_nothing(edge: EdgeUnderTest) -> None:

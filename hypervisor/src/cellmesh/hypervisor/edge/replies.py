@@ -69,7 +69,10 @@ _REPLIES = (
     ),
     _Reply(
         reason="CONTAINER_HUNG_UP",
-        message="The container ended the connection before it had answered. Look at its logs, then try again.",
+        message=(
+            "The container ended the connection before it had answered, or does not listen on its port yet. Try again "
+            "in a moment; if that lasts, look at its logs."
+        ),
         flags=("UC", "UR"),
         status=502,
         # One that takes long to open its port counts as running before, unless it has a probe.
