@@ -13,6 +13,7 @@ from cellmesh.hypervisor.domain.vm import Vm, VmState
 from cellmesh.hypervisor.store import Transaction
 from cellmesh.hypervisor.vmm import bridges
 from cellmesh.hypervisor.vmm.launch import Launcher
+from support.crowd import CROWD_DEFECTS
 from support.edge_defects import EDGE_DEFECTS
 from support.invariants import Invariant
 
@@ -29,7 +30,7 @@ class Defect:
 def plant(name: str) -> None:
     """Plant a defect into this process; an empty name is none."""
     if name:
-        planted = {**{each: defect.plant for each, defect in DEFECTS.items()}, **EDGE_DEFECTS}
+        planted = {**{each: defect.plant for each, defect in DEFECTS.items()}, **EDGE_DEFECTS, **CROWD_DEFECTS}
         planted[name]()
 
 
