@@ -30,6 +30,8 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; exit 78 if the settings or the state cannot be used."""
+    # As in its systemd unit: SQLite makes files beside the database, and VMs' uids pass through the directory.
+    os.umask(0o077)
     try:
         settings = HypervisorSettings.load()
         logs.configure(level=settings.log_level)

@@ -70,6 +70,8 @@ class Child:
                 env=dict(program.environment),
                 # Ctrl-C is for us to pass on, once it is time.
                 start_new_session=True,
+                # As in its systemd unit: an access log is nobody else's to read.
+                umask=0o077,
                 pass_fds=program.descriptors,
             )
         self._started = time.monotonic()
