@@ -1,4 +1,8 @@
-"""Deleting any tree, in a process of its own, with bounded memory and open files."""
+"""Deleting any tree, in a process of its own, with bounded memory and open files.
+
+The trees lie in memory: 38,000 renames on a disk that others use take minutes. The guest's own disk has its turn in
+`tests/integration/test_guest_disks.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ from cellmesh.guest.containers import deletion
 from cellmesh.guest.containers.discarded import Discarded
 from cellmesh.guest.reaper import Reaper
 
+_MEMORY = Path("/dev/shm")
 _DEPTH = 38_000
 _LONG = "n" * 255
 _NAMES = st.sampled_from(["a", "b", "c", ".", "..", _LONG]).filter(lambda name: name not in {".", ".."})
@@ -55,7 +61,7 @@ def _deep(top: Path, depth: int) -> None:
 @given(tree=st.dictionaries(_NAMES, _TREES, max_size=5))
 def test_nothing_of_any_tree_is_left(tree: dict[str, object]) -> None:
     """Directories, links, FIFOs, hard links and long names go; what links lead to stays."""
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as directory:
         outside, top = Path(directory, "outside", "file"), Path(directory, "top")
         outside.parent.mkdir()
         outside.write_text("kept")
@@ -63,6 +69,14 @@ def test_nothing_of_any_tree_is_left(tree: dict[str, object]) -> None:
         assert deletion.main(str(top)) == 0
         assert list(top.iterdir()) == []
         assert outside.read_text() == "kept"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Give an empty directory, whose content is gone afterwards however deep it is."""
+    path = Path(tempfile.mkdtemp(dir=_MEMORY))
+    yield path
+    subprocess.run(["rm", "-rf", path], check=True)
 
 
 def _limited(script: str, top: Path) -> int:
@@ -75,25 +89,25 @@ def _limited(script: str, top: Path) -> int:
     ).returncode
 
 
-def test_a_tree_of_any_depth_is_deleted_in_bounded_memory(tmp_path: Path) -> None:
+def test_a_tree_of_any_depth_is_deleted_in_bounded_memory(place: Path) -> None:
     """38,000 nested directories go; the control, rmtree under the same limits, fails."""
-    _deep(tmp_path, _DEPTH)
-    assert _limited("import shutil, sys; shutil.rmtree(sys.argv[1])", tmp_path) != 0
-    assert (tmp_path / "d").exists()
+    _deep(place, _DEPTH)
+    assert _limited("import shutil, sys; shutil.rmtree(sys.argv[1])", place) != 0
+    assert (place / "d").exists()
     program = (
         f"import runpy, sys; sys.argv[0] = {deletion.__file__!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    assert _limited(program, tmp_path) == 0
-    assert list(tmp_path.iterdir()) == []
+    assert _limited(program, place) == 0
+    assert list(place.iterdir()) == []
 
 
-def test_a_wide_tree_is_deleted(tmp_path: Path) -> None:
+def test_a_wide_tree_is_deleted(place: Path) -> None:
     """More directories side by side than are remembered at once are found again."""
     for outer in range(30):
         for inner in range(60):
-            (tmp_path / f"{outer}/{inner}/x").mkdir(parents=True)
-    assert deletion.main(str(tmp_path)) == 0
-    assert list(tmp_path.iterdir()) == []
+            (place / f"{outer}/{inner}/x").mkdir(parents=True)
+    assert deletion.main(str(place)) == 0
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.asyncio
