@@ -113,7 +113,7 @@ PHASES = {
     "closes-in-a-chunk": Phase(told=BROKEN_OFF, says=_CHUNKED + b"5\r\nha", closes=True),
     "closes-after-a-chunk": Phase(told=BROKEN_OFF, says=_CHUNKED + b"5\r\nwhole\r\n", closes=True),
     "closes-before-the-last-line": Phase(told=BROKEN_OFF, says=_CHUNKED + b"5\r\nwhole\r\n0\r\n", closes=True),
-    "closes-after-the-answer": Phase(told=GOOD, says=_WHOLE, closes=True),
+    "closes-after-the-answer": Phase(told=GOOD, says=_CLOSING, closes=True),
     "closes-to-end-the-body": Phase(told=GOOD, says=b"HTTP/1.1 200 OK\r\n\r\nbody", closes=True),
     "closes-in-the-upgrade": Phase(told=INVALID, says=_UPGRADED[:-2], asks=_WEBSOCKET, closes=True),
     "closes-a-websocket": Phase(told=Told(status=101), says=_UPGRADED, asks=_WEBSOCKET, closes=True),

@@ -25,6 +25,10 @@ CASES = 1_000
 AT_ONCE = 200
 QUIET_SECONDS = 2.0
 """After so long without a byte nothing more is waited for: what lacks its end is never answered."""
+FRAMES_SECONDS = 10.0
+"""The same of HTTP/2, where nearly all have an end."""
+LEAST = 20
+"""How many answers there are at least: on a busy machine some come too late to be waited for."""
 
 
 @asynccontextmanager
@@ -70,7 +74,7 @@ async def send_frames(address: Address, sent: list[Frames]) -> int:
                 client.connection.send_data(stream, request.body[4:], end_stream=True)
             client.flush()
             with contextlib.suppress(TimeoutError, h2.exceptions.ProtocolError):
-                async with asyncio.timeout(QUIET_SECONDS):
+                async with asyncio.timeout(FRAMES_SECONDS):
                     while not {stream} & ({*client.reset} | client.finished) and await client.hear():
                         pass
             answers += client.ended.get(stream, {}).get(":status") == "200"
@@ -114,7 +118,7 @@ async def test_no_request_is_hidden_in_another() -> None:
         answers = await send_all(edge.socket, list(cases(SEED, CASES)))
         assert smuggled(edge, app) == []
     # Enough of them are requests for this to say something; those of which no more than a part came have no answer.
-    assert CASES / 20 < answers <= len(app.seen)
+    assert LEAST <= answers <= len(app.seen)
 
 
 async def test_no_frame_becomes_another_request() -> None:
@@ -122,7 +126,7 @@ async def test_no_frame_becomes_another_request() -> None:
     async with edge_before() as (edge, app):
         answers = await send_frames(edge.socket, list(frames(SEED, CASES)))
         assert smuggled(edge, app) == []
-    assert CASES / 20 < answers <= len(app.seen)
+    assert LEAST <= answers <= len(app.seen)
 
 
 @pytest.mark.parametrize(

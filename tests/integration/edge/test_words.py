@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cellmesh.guest.containers.ingress import NOT_LISTENING
 from cellmesh.hypervisor.edge.admin import EdgeAway, EnvoyAdmin, Traffic
 from cellmesh.hypervisor.edge.endpoint import Endpoint
 from support.envoy import ALICE, BOB, READY_SECONDS, EdgeUnderTest
@@ -102,10 +103,12 @@ async def test_what_a_program_and_a_browser_are_told(edge: EdgeUnderTest) -> Non
     """Prove that each failure has a reason and advice, as JSON for programs and as a page for browsers."""
     nobody = Endpoint(path=edge.options.directory / "nobody.sock", vm_id="vm", container="gone")
     await edge.discovery.served(f"{ALICE}/_gone", edge.discovery.put({f"{ALICE}/_gone": nobody}), timeout=READY_SECONDS)
+    edge.toys["alice-live"].raw["/deaf"] = NOT_LISTENING
     cases = {
         "/dev/": (BOB, 503, "NO_CELL"),
         "/_/none/": (ALICE, 404, "NOT_FOUND"),
         "/_/gone/": (ALICE, 503, "CONTAINER_UNREACHABLE"),
+        "/deaf": (ALICE, 503, "CONTAINER_NOT_LISTENING"),
         "/die": (ALICE, 502, "CONTAINER_HUNG_UP"),
         "/dev;x": (ALICE, 400, "BAD_REQUEST"),
     }

@@ -24,6 +24,7 @@ from cellmesh.guest.containers.model import ContainerSpec, RestartMode, RestartP
 from cellmesh.guest.errors import ContainerStartFailed
 from cellmesh.guest.relay import Relay
 from cellmesh.guest.servicers import codec
+from cellmesh.hypervisor.edge import answers
 from support.local_runtime import FIRST_PORT, IMAGE, HostListener, LocalCell, local_cell, until
 
 pytestmark = [
@@ -70,7 +71,7 @@ def connected(cell: LocalCell, port: int) -> Iterator[socket.socket]:
 
 
 def greeting(connection: socket.socket) -> list[str]:
-    """Return what the server says first; nothing if the connection ends instead."""
+    """Return what the server says first; nothing if the connection ends instead, or none listens."""
     line = b""
     while not line.endswith(b"\n"):
         try:
@@ -80,7 +81,7 @@ def greeting(connection: socket.socket) -> list[str]:
         if not part:
             return []
         line += part
-    return line.decode().split()
+    return [] if line == ingress.NOT_LISTENING else line.decode().split()
 
 
 def who(cell: LocalCell, port: int) -> str:
@@ -182,7 +183,8 @@ async def test_who_comes_before_the_server_listens_is_served_when_it_does(
                     assert back.readline().startswith(b"live ")
                     assert back.read(5) == b"early"
             else:
-                assert greeting(connection) == []
+                with connection.makefile("rb") as back:
+                    assert back.readline() == b"HTTP/1.1 %d Not Listening\r\n" % answers.NOT_LISTENING
 
 
 async def test_a_restart_by_policy_keeps_the_port() -> None:

@@ -19,8 +19,10 @@ from cellmesh.guest.vsock import dial_unix, listen_unix
 
 
 @contextmanager
-def _relay(near: Path, dial: Dial, limit: int = 128, patience: Patience = no_patience) -> Iterator[None]:
-    relay = Relay(listen_unix(str(near)), dial, limit=limit, patience=patience)
+def _relay(
+    near: Path, dial: Dial, limit: int = 128, patience: Patience = no_patience, refusal: bytes = b""
+) -> Iterator[None]:
+    relay = Relay(listen_unix(str(near)), dial, limit=limit, patience=patience, refusal=refusal)
     relay.start()
     try:
         yield
@@ -227,7 +229,8 @@ def test_patience_ends(tmp_path: Path) -> None:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "never")
 
     near = tmp_path / "near"
-    with _relay(near, dial, patience=lambda: 0.2), dial_unix(str(near)) as client:
+    with _relay(near, dial, patience=lambda: 0.2, refusal=b"nobody"), dial_unix(str(near)) as client:
+        assert client.recv(64) == b"nobody"
         assert client.recv(1) == b""
     with ExitStack() as stack:
         with _relay(near, dial, limit=2, patience=lambda: 3600.0):

@@ -73,7 +73,8 @@ class Relay:
     """Accepts on one socket and joins each connection to a freshly dialled one; dials have the thread to themselves.
 
     A far side with several addresses has a dial for each: the next one is tried at once when one refuses.
-    What a connection says before its far side is there waits in the kernel.
+    What a connection says before its far side is there waits in the kernel. One whose far side refuses for longer than
+    there is patience gets `refusal`, bytes that fit into an empty buffer, before it is closed.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class Relay:
         limit: int = 128,
         peer_cid: int | None = None,
         patience: Patience = no_patience,
+        refusal: bytes = b"",
     ) -> None:
         self._listener = listener
         self._dials = dials
         self._limit = limit
         self._peer_cid = peer_cid
         self._patience = patience
+        self._refusal = refusal
         self._ends: dict[int, _End] = {}
         self._dialling: dict[int, tuple[_Caller, socket.socket]] = {}
         self._waiting: deque[_Caller] = deque()  # in the order of `again`
@@ -187,8 +190,12 @@ class Relay:
         caller.again = time.monotonic() + _REDIAL_AFTER
         if may_wait and caller.again < caller.until:
             self._waiting.append(caller)
-        else:
-            caller.near.close()
+            return
+        if may_wait:
+            caller.near.settimeout(0)
+            with contextlib.suppress(OSError):  # it went away
+                caller.near.send(self._refusal)
+        caller.near.close()
 
     def _next_dial(self) -> float | None:
         """Return the seconds until somebody is to be dialled for, None if nobody waits."""

@@ -22,6 +22,8 @@ CONNECTIONS = 256
 # pause, not an error.
 _PATIENCE_AT_START = 10.0
 _PATIENCE = 1.0
+NOT_LISTENING = b"HTTP/1.1 998 Not Listening\r\ncontent-length: 0\r\n\r\n"
+"""Said to the edge, which has a page for this status, when that was not enough."""
 
 Listen = Callable[[int], socket.socket]
 
@@ -50,7 +52,14 @@ class Ingress:
         except OSError as error:
             raise PortTaken(f"port {self._port} of the guest's vsock: {error.strerror}") from error
         dials = [functools.partial(self._dial, family, address) for family, address in LOOPBACK]
-        self._relay = Relay(listener, *dials, limit=CONNECTIONS, peer_cid=vsock.HOST_CID, patience=self._patience)
+        self._relay = Relay(
+            listener,
+            *dials,
+            limit=CONNECTIONS,
+            peer_cid=vsock.HOST_CID,
+            patience=self._patience,
+            refusal=NOT_LISTENING,
+        )
         self._relay.start()
 
     def lead_to(self, network: NetworkNamespace | None) -> None:

@@ -46,6 +46,8 @@ ROLE = "role"
 """Key in the metadata of an endpoint that is a service of the node; a container's endpoint has none."""
 ACTIVATOR = "activator"
 """Role of the activator."""
+NOT_LISTENING = 998
+"""Status that the guest answers with when nobody listens on a container's port; see `cellmesh.guest`."""
 STATUS = "envoy.filters.http.custom_response"
 """Name of the filter that replaces an answer whose status does not exist."""
 
@@ -127,24 +129,29 @@ def upstream_filters() -> list[Json]:
 def status_filter() -> Json:
     """Return the filter that makes a 502 of a status above 599, and of an upgrade that was not asked for.
 
-    Envoy refuses statuses below 100 itself.
+    NOT_LISTENING becomes a 503. Envoy refuses statuses below 100 itself.
     """
-    above = {"safe_regex": {"google_re2": {}, "regex": "[6-9][0-9]{2}|[0-9]{4,}"}}
-    status = {"name": "status", "typed_config": typed("envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput")}
-    policy = typed(
-        "envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy", status_code=502
-    )
-    matcher = {
-        "predicate": {"single_predicate": {"input": status, "value_match": above}},
-        "on_match": {"action": {"name": "refused", "typed_config": policy}},
-    }
+    above: Json = {"safe_regex": {"google_re2": {}, "regex": "[6-9][0-9]{2}|[0-9]{4,}"}}
+    matchers = [_replaced({"exact": str(NOT_LISTENING)}, 503), _replaced(above, 502)]
     return _filter(
         STATUS,
         typed(
             f"{_FILTERS}.custom_response.v3.CustomResponse",
-            custom_response_matcher={"matcher_list": {"matchers": [matcher]}},
+            custom_response_matcher={"matcher_list": {"matchers": matchers}},
         ),
     )
+
+
+def _replaced(value: Json, status: int) -> Json:
+    """Return the matcher that puts a status in the place of one that matches."""
+    found = {"name": "status", "typed_config": typed("envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput")}
+    policy = typed(
+        "envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy", status_code=status
+    )
+    return {
+        "predicate": {"single_predicate": {"input": found, "value_match": value}},
+        "on_match": {"action": {"name": str(status), "typed_config": policy}},
+    }
 
 
 def _removed() -> list[Json]:

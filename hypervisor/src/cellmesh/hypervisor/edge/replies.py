@@ -69,13 +69,9 @@ _REPLIES = (
     ),
     _Reply(
         reason="CONTAINER_HUNG_UP",
-        message=(
-            "The container ended the connection before it had answered, or does not listen on its port yet. Try again "
-            "in a moment; if that lasts, look at its logs."
-        ),
+        message="The container ended the connection before it had answered. Look at its logs, then try again.",
         flags=("UC", "UR"),
         status=502,
-        # One that takes long to open its port counts as running before, unless it has a probe.
         refresh=5,
     ),
     _Reply(
@@ -91,6 +87,14 @@ _REPLIES = (
         reason="CONTAINER_STATUS_UNKNOWN",
         message="The container answered with a status that does not exist. Have it answer with one from 200 to 599.",
         from_status=502,
+    ),
+    _Reply(
+        reason="CONTAINER_NOT_LISTENING",
+        # One that takes long to open its port counts as running before, unless it has a probe.
+        message="The container does not listen on its port yet. Try again in a moment; if that lasts, read its logs.",
+        from_status=503,
+        retry_after=2,
+        refresh=2,
     ),
     _Reply(
         reason="TOO_SLOW",
