@@ -6,12 +6,12 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # protoc and buf are found here; sudo forgets it and where the caches are, so both are given again where root is needed.
 export PATH := $(BIN):$(PATH)
 AS_ROOT := $(SUDO) env PATH="$(PATH)"$(if $(XDG_CACHE_HOME), XDG_CACHE_HOME="$(XDG_CACHE_HOME)")
-SOURCES := mesh hypervisor guest-agent cli tools tests examples hatch_build.py
+SOURCES := mesh service hypervisor guest-agent cli tools tests examples hatch_build.py
 
 # What the host must have; `cellmesh doctor` says what each is for.
 PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd gcc libc6-dev
-# What only the tests need: a real browser, and the tools that people make images with.
-TEST_PACKAGES := chromium-headless-shell buildah skopeo umoci
+# What only the tests need: a real browser, the tools that people make images with, and a database server.
+TEST_PACKAGES := chromium-headless-shell buildah skopeo umoci postgresql
 
 # Install those of some Debian packages that are missing, in one checkout at a time: `apt-get update` waits for nobody.
 LOCK := /var/lib/dpkg

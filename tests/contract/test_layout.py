@@ -16,6 +16,7 @@ from support.contracts import ROOT
 _MEMBERS = {
     "gen": ROOT / "gen" / "cellmesh",
     "mesh": ROOT / "mesh" / "src",
+    "service": ROOT / "service" / "src",
     "hypervisor": ROOT / "hypervisor" / "src",
     "guest-agent": ROOT / "guest-agent" / "src",
     "guest-agent/image": ROOT / "guest-agent" / "image" / "src",
@@ -25,7 +26,15 @@ _MEMBERS = {
 _OURS = {
     "gen": {"cellmesh.api", "cellmesh.envoy"},
     "mesh": {"cellmesh.api", "cellmesh.mesh"},
-    "hypervisor": {"cellmesh.api", "cellmesh.envoy", "cellmesh.mesh", "cellmesh.hypervisor", "cellmesh.image"},
+    "service": {"cellmesh.mesh", "cellmesh.service"},
+    "hypervisor": {
+        "cellmesh.api",
+        "cellmesh.envoy",
+        "cellmesh.mesh",
+        "cellmesh.service",
+        "cellmesh.hypervisor",
+        "cellmesh.image",
+    },
     "guest-agent": {"cellmesh.api", "cellmesh.guest"},
     "guest-agent/image": {"cellmesh.image"},
     "cli": {"cellmesh.api", "cellmesh.mesh", "cellmesh.hypervisor", "cellmesh.image", "cellmesh.cli"},
@@ -33,6 +42,7 @@ _OURS = {
 _MEMBER_OF = {
     "cellmesh-gen": "gen",
     "cellmesh-mesh": "mesh",
+    "cellmesh-service": "service",
     "cellmesh-hypervisor": "hypervisor",
     "cellmesh-image": "guest-agent/image",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -12,8 +11,10 @@ from cellmesh.hypervisor.domain.container import ContainerState, ContainerStatus
 from cellmesh.hypervisor.domain.event import Payload, RouteRefused, RouteSwitched
 from cellmesh.hypervisor.domain.route import CurrentRoute, RouteTarget, default_routes
 from cellmesh.hypervisor.domain.vm import Vm, VmState
-from cellmesh.hypervisor.lifecycle.switches import Wish
-from cellmesh.hypervisor.store import Intent, Store
+from cellmesh.hypervisor.lifecycle.switches import Switches, Wish
+from cellmesh.hypervisor.store import Store
+from cellmesh.service.intent import Intent
+from support.intents import Answered
 from support.vms import NOW, make_container, make_vm
 
 LIVE, DEV = "sandbox-live", "sandbox-dev"
@@ -81,9 +82,11 @@ async def add_cell(store: Store, **fields: object) -> Vm:
     return vm
 
 
-def intent(fingerprint: bytes = b"x") -> Intent:
-    """Return a wish nobody has wished before."""
-    return Intent(method="SwitchRoute", request_id=str(uuid.uuid4()), fingerprint=fingerprint)
+async def switch(switches: Switches, intent: Intent[Answered], wish: Wish, *, patience: float) -> CurrentRoute:
+    """Switch a route, and return the answer once the route is served."""
+    found: CurrentRoute = (await switches.switch(intent, wish)).value
+    await switches.served(intent, wish, found.route.revision, patience=patience)
+    return found
 
 
 def wish(vm: Vm, container: str = DEV, generation: int = 0, **fields: object) -> Wish:

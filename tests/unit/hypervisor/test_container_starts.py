@@ -99,6 +99,6 @@ async def test_a_container_that_ran_was_started(store: Store) -> None:
         await tx.add_vm(vm)
         for slot, (name, status) in enumerate((("ran", ran), ("never", never))):
             await tx.save_container(make_container(vm.vm_id, name, epoch=3, status=status, ingress_slot=slot), None)
-    assert (await containers._started(vm.vm_id, "ran", 1)).status == ran
+    assert (await containers.started(vm.vm_id, "ran", 1)).status == ran
     with pytest.raises(ContainerStartFailed):
-        await containers._started(vm.vm_id, "never", 1)
+        await containers.started(vm.vm_id, "never", 1)

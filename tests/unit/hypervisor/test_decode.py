@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from cellmesh.api.common.v1 import container_pb2
-from cellmesh.api.hypervisor.v1 import vm_pb2, vm_service_pb2
+from cellmesh.api.hypervisor.v1 import vm_pb2
 from cellmesh.hypervisor.domain.vm import RestartMode
 from cellmesh.hypervisor.servicers import decode
 from cellmesh.mesh import validation
@@ -47,11 +47,3 @@ def test_no_grace_is_not_the_default_grace() -> None:
     message = container_pb2.ContainerSpec(image=IMAGE)
     message.stop_grace.FromSeconds(0)
     assert decode.container_spec(message).stop_grace == timedelta()
-
-
-def test_intents_differ_by_method_and_content() -> None:
-    """The same id in another method or with other fields is another intent."""
-    start = decode.intent(vm_service_pb2.StartVmRequest(request_id="r", vm_id="a"))
-    assert start == decode.intent(vm_service_pb2.StartVmRequest(request_id="r", vm_id="a"))
-    assert start.fingerprint != decode.intent(vm_service_pb2.StartVmRequest(request_id="r", vm_id="b")).fingerprint
-    assert start.method != decode.intent(vm_service_pb2.StopVmRequest(request_id="r", vm_id="a")).method

@@ -1,4 +1,4 @@
-"""The watch over routes and the live view of traffic, over a real store and its log."""
+"""The watch over routes and the live view of traffic, over a real store and its journal."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from cellmesh.hypervisor.domain.event import AgentMisbehaved, Entry, RouteSwitch
 from cellmesh.hypervisor.domain.route import RouteTarget
 from cellmesh.hypervisor.domain.vm import Vm, VmState
 from cellmesh.hypervisor.edge.admin import Traffic
-from cellmesh.hypervisor.lifecycle.log import Log
 from cellmesh.hypervisor.servicers import route_watches
 from cellmesh.hypervisor.servicers.route_watches import RouteWatches
-from cellmesh.hypervisor.servicers.shutdown import Shutdown
 from cellmesh.hypervisor.store import Store
+from cellmesh.hypervisor.store.transaction import entry as entry_of
 from cellmesh.mesh.errors import WatcherTooSlow
 from cellmesh.mesh.watch import Change
+from cellmesh.service.journal import Journal
+from cellmesh.service.shutdown import Shutdown
 from support.routes import DEV, LIVE, FakeEdge, add_cell, route
 from support.vms import NOW
 
@@ -38,7 +39,7 @@ class Scene:
     """A store with a relay that publishes what is committed, and what watches it."""
 
     store: Store
-    log: Log
+    journal: Journal[Entry]
     edge: FakeEdge
     shutdown: Shutdown
     watches: RouteWatches
@@ -68,11 +69,11 @@ class Scene:
 @pytest_asyncio.fixture
 async def scene(store: Store) -> AsyncIterator[Scene]:
     """Give a store whose commits are published."""
-    log, edge, shutdown = await Log.opened(store), FakeEdge(store), Shutdown()
+    journal, edge, shutdown = await Journal.opened(store, entry_of), FakeEdge(store), Shutdown(NodeShuttingDown)
     traffic = cast("Callable[[], Awaitable[dict[str, Traffic]]]", edge.traffic)
-    watches = RouteWatches(log, store.mirror, traffic=traffic, shutdown=shutdown)
-    relay = asyncio.ensure_future(log.relay())
-    yield Scene(store=store, log=log, edge=edge, shutdown=shutdown, watches=watches)
+    watches = RouteWatches(journal, store.mirror, traffic=traffic, shutdown=shutdown)
+    relay = asyncio.ensure_future(journal.relay())
+    yield Scene(store=store, journal=journal, edge=edge, shutdown=shutdown, watches=watches)
     relay.cancel()
     await asyncio.gather(relay, return_exceptions=True)
 
@@ -143,7 +144,7 @@ async def test_who_reads_too_slowly_is_told_so(scene: Scene) -> None:
         assert (await anext(answers)).bookmark.caught_up
         for position in range(1, _MORE_THAN_A_QUEUE + 1):
             entry = Entry(sequence=position, time=NOW, subject=Subject(), trace_id="", payload=None, vm=None)
-            scene.log.hub.publish(Change(position=position, item=entry))
+            scene.journal.hub.publish(Change(position=position, item=entry))
         with pytest.raises(WatcherTooSlow):
             await anext(answers)
 

@@ -22,7 +22,8 @@ from cellmesh.hypervisor.lifecycle.vms import Vms
 from cellmesh.hypervisor.store import Store
 from cellmesh.image import ImageStore
 from support.hollow_images import hollow_container, hollow_guest
-from support.routes import LIVE, add_cell, intent, route
+from support.intents import intent
+from support.routes import LIVE, add_cell, route
 from support.vms import NOW, make_container
 
 pytestmark = pytest.mark.asyncio
@@ -65,7 +66,7 @@ async def _start(scene: Scene, vm: Vm, name: str) -> None:
 
 async def test_a_vm_is_made_with_its_routes(scene: Scene) -> None:
     """They are there with the VM, and gone with it."""
-    vm = await scene.vms.create(intent(), str(uuid.uuid4()), VmSpec(guest_image=""))
+    vm = (await scene.vms.create(intent(), str(uuid.uuid4()), VmSpec(guest_image=""))).value
     assert [found.route.prefix for found in scene.store.mirror.routes(vm.vm_id)] == ["/", "/dev/"]
     async with scene.store.transaction() as tx:
         assert [found.prefix for found in await tx.routes(vm.vm_id)] == ["/", "/dev/"]
@@ -80,7 +81,7 @@ async def test_a_vm_is_made_with_its_routes(scene: Scene) -> None:
 
 async def test_a_sidecar_gets_its_route_and_port_with_its_first_start(scene: Scene) -> None:
     """The first start adds them, a later one changes neither; a sandbox needs no route of its own."""
-    vm = await scene.vms.create(intent(), str(uuid.uuid4()), VmSpec(guest_image=""))
+    vm = (await scene.vms.create(intent(), str(uuid.uuid4()), VmSpec(guest_image=""))).value
     for name in (LIVE, "search", "search"):
         await _start(scene, vm, name)
     assert [found.route.prefix for found in scene.store.mirror.routes(vm.vm_id)] == ["/", "/_/search/", "/dev/"]
@@ -91,7 +92,7 @@ async def test_a_sidecar_gets_its_route_and_port_with_its_first_start(scene: Sce
 
 async def test_a_start_that_is_refused_adds_no_route(scene: Scene) -> None:
     """A container that may not be has no path either."""
-    vm = await scene.vms.create(intent(), str(uuid.uuid4()), VmSpec(guest_image=""))
+    vm = (await scene.vms.create(intent(), str(uuid.uuid4()), VmSpec(guest_image=""))).value
     for number in range(16):
         await _start(scene, vm, f"box-{number}")
     with pytest.raises(TooManyContainers):

@@ -1,29 +1,19 @@
-"""The store: one transaction holds a change, its event and its answer; nothing half is ever seen."""
+"""The store of the node: what comes back of a VM, what the journal says of it, what memory holds of it."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-import sqlite3
 import threading
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import IntegrityError
 
 from cellmesh.hypervisor.domain.container import ContainerState, ContainerStatus
 from cellmesh.hypervisor.domain.event import ContainerOomKilled, ContainerStateChanged, VmStateChanged
 from cellmesh.hypervisor.domain.vm import DesiredState, Reason, VmState
-from cellmesh.hypervisor.lifecycle.log import Log
-from cellmesh.hypervisor.store import Intent, Store, lock
-from cellmesh.hypervisor.store.changes import ALL
-from cellmesh.hypervisor.store.lock import StateInUse, StateLock
-from cellmesh.hypervisor.store.schema import SchemaTooNew
-from cellmesh.mesh.errors import RequestIdReused, ResumeTokenExpired
-from cellmesh.mesh.watch import Bookmark, follow
+from cellmesh.hypervisor.store import Store
+from cellmesh.service.store.changes import ALL
 from support.vms import make_container, make_vm
 
 pytestmark = pytest.mark.asyncio
@@ -62,26 +52,6 @@ async def test_an_error_leaves_neither_state_nor_event_nor_news(store: Store) ->
     assert store.mirror.vm(vm.vm_id) is None
 
 
-async def test_a_write_that_fails_with_the_commit_leaves_nothing(store: Store) -> None:
-    """A statement that goes with the commit and fails there undoes all, and the next transaction finds none open."""
-    vm, other = make_vm(), make_vm()
-    nothing: str = None  # type: ignore[assignment]  # an answer that cannot be stored
-
-    async def fail() -> None:
-        async with store.transaction() as tx:
-            await tx.add_vm(vm)
-            await tx.put_answer(Intent(method="m", request_id="r", fingerprint=b"f"), nothing)
-
-    with pytest.raises(IntegrityError):
-        await fail()
-    assert store.mirror.vm(vm.vm_id) is None
-    async with store.transaction() as tx:
-        await tx.add_vm(other)
-    async with store.reading() as reading:
-        assert await reading.vm(vm.vm_id) is None
-        assert await reading.vm(other.vm_id) == other
-
-
 async def test_a_commit_is_told_even_if_who_made_it_gave_up(store: Store) -> None:
     """A transaction whose caller's time ends while it commits is stored, mirrored and followed up like any other."""
     vm, committing, go, followed = make_vm(), asyncio.Event(), threading.Event(), asyncio.Event()
@@ -91,7 +61,7 @@ async def test_a_commit_is_told_even_if_who_made_it_gave_up(store: Store) -> Non
             await tx.add_vm(vm)
             tx.follow_ups.append(followed.set)
             # What its thread does before it gets to the commit.
-            held.append(store._writer._asked(lambda _: go.wait()))
+            held.append(store._writer.submit(lambda _: go.wait()))
             committing.set()
 
     held: list[asyncio.Future[bool]] = []
@@ -145,18 +115,6 @@ async def test_a_container_tells_of_state_and_of_each_kill(store: Store) -> None
     assert [type(payload) for payload in payloads] == [ContainerStateChanged, ContainerStateChanged, ContainerOomKilled]
 
 
-async def test_a_request_id_is_for_one_request(store: Store) -> None:
-    """The same request gets its first answer, another one under its id is refused."""
-    intent = Intent(method="m", request_id="r", fingerprint=b"one")
-    async with store.transaction() as tx:
-        assert await tx.answer(intent) is None
-        await tx.put_answer(intent, "first")
-    async with store.reading() as reading:
-        assert await reading.answer(intent) == "first"
-        with pytest.raises(RequestIdReused):
-            await reading.answer(replace(intent, fingerprint=b"two"))
-
-
 async def test_the_mirror_shows_what_was_committed(store: Store, tmp_path: Path) -> None:
     """After changes and deletions the mirror holds what the tables hold, also after the database is opened again."""
     kept, gone = make_vm(), make_vm()
@@ -174,98 +132,3 @@ async def test_the_mirror_shows_what_was_committed(store: Store, tmp_path: Path)
     async with Store.opened(tmp_path / "hypervisor.db") as again:
         assert again.mirror.vm(kept.vm_id) == kept
         assert [container.name for container in again.mirror.containers(kept.vm_id)] == ["a", "b"]
-
-
-async def test_watchers_hear_every_commit_once_and_in_order(store: Store) -> None:
-    """A relay under many concurrent writers leaves no entry out and tells none twice."""
-    log = await Log.opened(store)
-    writers, each = 8, 10
-
-    async def write() -> None:
-        for _ in range(each):
-            async with store.transaction() as tx:
-                await tx.add_vm(make_vm())
-
-    heard: list[int] = []
-    async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
-        relay = tasks.create_task(log.relay())
-        for _ in range(writers):
-            tasks.create_task(write())
-        async for change in follow(log.hub, log, 0):
-            if not isinstance(change, Bookmark):
-                heard.append(change.position)
-            if len(heard) == writers * each:
-                break
-        relay.cancel()
-    assert heard == list(range(1, writers * each + 1))
-
-
-async def test_a_token_older_than_what_is_kept_is_refused(store: Store) -> None:
-    """After pruning, a watch from before the oldest entry ends typed, and one from the edge goes on."""
-    async with store.transaction() as tx:
-        for _ in range(5):
-            await tx.add_vm(make_vm())
-    async with store.transaction() as tx:
-        await tx.prune(keep_entries=2, answers_before=tx.now)
-    log = await Log.opened(store)
-    with pytest.raises(ResumeTokenExpired):
-        await anext(follow(log.hub, log, 2))
-    first = await anext(follow(log.hub, log, 3))
-    assert first.position == 4
-
-
-async def test_answers_are_forgotten_after_their_time(store: Store) -> None:
-    """An answer older than what is kept is forgotten, a fresh one is not."""
-    intent = Intent(method="m", request_id="r", fingerprint=b"x")
-    async with store.transaction() as tx:
-        await tx.put_answer(intent, "kept")
-    for age, expected in ((timedelta(hours=1), "kept"), (timedelta(hours=-1), None)):
-        async with store.transaction() as tx:
-            await tx.prune(keep_entries=10, answers_before=tx.now - age)
-            assert await tx.answer(intent) == expected
-
-
-async def test_upkeep_empties_the_write_ahead_log(store: Store, tmp_path: Path) -> None:
-    """Upkeep moves the log of SQLite into its database, as nothing else does."""
-    async with store.transaction() as tx:
-        await tx.add_vm(make_vm())
-    log = tmp_path / "hypervisor.db-wal"
-    assert log.stat().st_size > 0
-    await store.maintain()
-    assert log.stat().st_size == 0
-
-
-async def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
-    """A hypervisor that is too old says so and does not touch the database."""
-    path = tmp_path / "hypervisor.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA user_version = 999")
-    connection.close()
-    before = path.read_bytes()
-    with pytest.raises(SchemaTooNew, match="999"):
-        async with Store.opened(path):
-            pytest.fail("it was opened")
-    assert path.read_bytes() == before
-
-
-async def test_a_holder_that_dies_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left of a killed hypervisor for a moment, such as a child before its exec, keeps no other out."""
-    monkeypatch.setattr(lock, "_PATIENCE", 30.0)
-    copy = os.open(tmp_path / "hypervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(copy, fcntl.LOCK_EX)
-
-    def hold() -> str:
-        with StateLock(tmp_path):
-            return (tmp_path / "hypervisor.lock").read_text()
-
-    asyncio.get_running_loop().call_later(0.1, os.close, copy)
-    assert await asyncio.to_thread(hold) == f"{os.getpid()}\n"
-
-
-async def test_one_state_directory_has_one_holder(tmp_path: Path) -> None:
-    """A second holder is refused with the first one's pid, and may come once the first is gone."""
-    with StateLock(tmp_path), pytest.raises(StateInUse, match=r"pid \d+"), StateLock(tmp_path):
-        pytest.fail("two hold it")
-    with StateLock(tmp_path):
-        assert (tmp_path / "hypervisor.lock").exists()

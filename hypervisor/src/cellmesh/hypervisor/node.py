@@ -19,7 +19,8 @@ from cellmesh.api.hypervisor.v1 import (
 )
 from cellmesh.envoy.discovery.v3 import discovery_pb2_grpc
 from cellmesh.hypervisor import failpoints
-from cellmesh.hypervisor.domain.errors import EdgeUnreachable
+from cellmesh.hypervisor.domain.errors import EdgeUnreachable, NodeShuttingDown
+from cellmesh.hypervisor.domain.event import Entry
 from cellmesh.hypervisor.edge.admin import EdgeAway, EnvoyAdmin
 from cellmesh.hypervisor.edge.discovery import Discovery, DiscoveryServicer
 from cellmesh.hypervisor.edge.probe import WorkerProbe
@@ -31,7 +32,6 @@ from cellmesh.hypervisor.lifecycle.admission import Admission
 from cellmesh.hypervisor.lifecycle.agents import Agents
 from cellmesh.hypervisor.lifecycle.attempts import Attempts
 from cellmesh.hypervisor.lifecycle.containers import Containers
-from cellmesh.hypervisor.lifecycle.log import Log
 from cellmesh.hypervisor.lifecycle.node import Nodes
 from cellmesh.hypervisor.lifecycle.routes import Routes
 from cellmesh.hypervisor.lifecycle.sessions import Sessions
@@ -44,12 +44,11 @@ from cellmesh.hypervisor.servicers.event_service import EventServicer
 from cellmesh.hypervisor.servicers.node_service import NodeServicer
 from cellmesh.hypervisor.servicers.route_service import RouteServicer
 from cellmesh.hypervisor.servicers.route_watches import CountTraffic, RouteWatches, Traffic
-from cellmesh.hypervisor.servicers.shutdown import Shutdown
 from cellmesh.hypervisor.servicers.vm_service import VmServicer
 from cellmesh.hypervisor.servicers.watches import Watches
 from cellmesh.hypervisor.settings import HypervisorSettings
 from cellmesh.hypervisor.store import Store
-from cellmesh.hypervisor.store.lock import StateLock
+from cellmesh.hypervisor.store.transaction import entry
 from cellmesh.hypervisor.vmm import Handle, Vmm, ingress_name
 from cellmesh.hypervisor.vmm.layout import make_traversable
 from cellmesh.image import ImageStore
@@ -57,6 +56,9 @@ from cellmesh.mesh import identity, telemetry
 from cellmesh.mesh.pages import PageTokens
 from cellmesh.mesh.server import MeshServer, Register
 from cellmesh.mesh.tokens import TokenSigner
+from cellmesh.service.journal import Journal
+from cellmesh.service.shutdown import Shutdown
+from cellmesh.service.state_lock import StateLock
 
 SERVICE = "hypervisor"
 Keep = Callable[[], Coroutine[Any, Any, None]]
@@ -80,26 +82,28 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
     """
     make_traversable(settings.run_dir)
     async with AsyncExitStack() as stack:
-        stack.enter_context(StateLock(settings.state_dir))
+        stack.enter_context(StateLock(settings.state_dir, SERVICE))
         store = await stack.enter_async_context(Store.opened(settings.state_dir / _DATABASE, trace_id=_causing_trace))
         admin = EnvoyAdmin(settings.edge_dir / _ADMIN_SOCKET)
         discovery, keepers = await _edge(settings, admin, stack)
         world, listeners, guests, publisher = _world(settings, store, discovery)
         stack.push_async_callback(guests.close)
         stack.push_async_callback(listeners.close_all)
-        log, reconciler = await Log.opened(store), Reconciler(world)
+        journal, reconciler = await Journal.opened(store, entry), Reconciler(world)
         async with store.reading() as reading:
-            signer = TokenSigner((await reading.node()).token_key)
-        shutdown = Shutdown()
+            signer = TokenSigner(await reading.token_key())
+        shutdown = Shutdown(NodeShuttingDown)
         switches = Switches(store=store, edge=publisher, failpoint=failpoints.reach)
         vms = _vms(world, reconciler)
-        routes = _route_service(world, vms, switches, log, signer, shutdown, traffic=functools.partial(_traffic, admin))
-        server = MeshServer([*_services(world, guests, vms, log, signer, shutdown), routes])
+        routes = _route_service(
+            world, vms, switches, journal, signer, shutdown, traffic=functools.partial(_traffic, admin)
+        )
+        server = MeshServer([*_services(world, guests, vms, journal, signer, shutdown), routes])
         _listen(settings, server)
         # An Envoy that has served while we were away must find every route here when it asks.
         publisher.publish_all()
         _listen_to_edge(settings, server, routes, DiscoveryServicer(discovery, ends=shutdown.ends))
-        await stack.enter_async_context(_running(log, reconciler, [publisher.run, switches.run, *keepers]))
+        await stack.enter_async_context(_running(journal, reconciler, [publisher.run, switches.run, *keepers]))
         await server.start()
         try:
             yield
@@ -205,24 +209,29 @@ def _route_service(
     world: World,
     vms: Vms,
     switches: Switches,
-    log: Log,
+    journal: Journal[Entry],
     signer: TokenSigner,
     shutdown: Shutdown,
     *,
     traffic: CountTraffic,
 ) -> Register:
     """Return the one service that the edge may call too."""
-    watches = RouteWatches(log, world.store.mirror, traffic=traffic, shutdown=shutdown)
+    watches = RouteWatches(journal, world.store.mirror, traffic=traffic, shutdown=shutdown)
     routes, pages = Routes(store=world.store, vms=vms), PageTokens(signer)
     servicer = RouteServicer(routes, switches, watches=watches, pages=pages, shutdown=shutdown)
     return functools.partial(route_service_pb2_grpc.add_RouteServiceServicer_to_server, servicer)
 
 
 def _services(
-    world: World, guests: GuestClient, vms: Vms, log: Log, signer: TokenSigner, shutdown: Shutdown
+    world: World,
+    guests: GuestClient,
+    vms: Vms,
+    journal: Journal[Entry],
+    signer: TokenSigner,
+    shutdown: Shutdown,
 ) -> list[Register]:
     """Return the services for operators and services, ready to be added to servers."""
-    watches, pages = Watches(log, signer, shutdown=shutdown), PageTokens(signer)
+    watches, pages = Watches(world.store, journal, signer, shutdown=shutdown), PageTokens(signer)
     containers = Containers(
         store=world.store,
         images=world.images,
@@ -248,7 +257,8 @@ def _services(
             ContainerServicer(containers, guests, shutdown=shutdown),
         ),
         functools.partial(
-            event_service_pb2_grpc.add_EventServiceServicer_to_server, EventServicer(log, watches=watches, pages=pages)
+            event_service_pb2_grpc.add_EventServiceServicer_to_server,
+            EventServicer(world.store, watches=watches, pages=pages),
         ),
         functools.partial(node_service_pb2_grpc.add_NodeServiceServicer_to_server, NodeServicer(nodes)),
     ]
@@ -275,12 +285,12 @@ def _listen_to_edge(
 
 
 @asynccontextmanager
-async def _running(log: Log, reconciler: Reconciler, keepers: Sequence[Keep]) -> AsyncIterator[None]:
-    """Keep the VMs, tell their watchers, and run what keeps the edge inside."""
+async def _running(journal: Journal[Entry], reconciler: Reconciler, keepers: Sequence[Keep]) -> AsyncIterator[None]:
+    """Run the reconciler, the relay of the journal and the keepers of the edge inside."""
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         owned = [
-            tasks.create_task(log.relay(), name="relay"),
+            tasks.create_task(journal.relay(), name="relay"),
             tasks.create_task(reconciler.run(ready), name="reconciler"),
             *(tasks.create_task(keep()) for keep in keepers),
         ]

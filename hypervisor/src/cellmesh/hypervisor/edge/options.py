@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cellmesh.hypervisor.limits import Limits
+from cellmesh.service.errors import Unusable
 
 _HTTPS_PORT = 443
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -15,7 +16,7 @@ Json = dict[str, object]
 """A piece of Envoy's configuration."""
 
 
-class EdgeMisconfigured(ValueError):
+class EdgeMisconfigured(Unusable):
     """The edge cannot be configured so; the message says why and what to do."""
 
 

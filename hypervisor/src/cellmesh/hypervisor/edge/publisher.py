@@ -50,11 +50,11 @@ class Publisher:
 
     async def run(self) -> None:
         """Publish what is committed, until cancelled."""
-        with self._changes.collected() as news:
+        with self._changes.collected() as changed:
             # Nothing that was committed between the first word and this moment may be left out.
             self._publish({*self._names, *(vm.vm_id for vm in self._mirror.vms())})
             while True:
-                self._publish(await news.take())
+                self._publish(await changed.take())
 
     async def served(self, vm_id: str, prefix: str, *, within: timedelta) -> None:
         """Return once a route is served as it is committed. Raises RouteRefused, EdgeUnreachable."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cellmesh.hypervisor.store.changes import Changes
 from cellmesh.mesh.errors import MeshError
+from cellmesh.service.store.changes import Changes
 
 
 @dataclass(frozen=True, slots=True)

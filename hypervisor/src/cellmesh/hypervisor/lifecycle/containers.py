@@ -1,8 +1,11 @@
-"""What callers wish of containers. A wish is stored, the reconciler carries it out, the caller waits for its end."""
+"""What callers wish of containers. A wish is stored with its answer, then the reconciler carries it out.
+
+An intent makes its answer of the container as it was stored; whoever asked waits with `started` or `stopped` until the
+generation in that answer is as they wished.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -31,8 +34,9 @@ from cellmesh.hypervisor.domain.route import route_of_container
 from cellmesh.hypervisor.domain.vm import DesiredState, Vm, VmId, VmState
 from cellmesh.hypervisor.lifecycle.attempts import Attempts
 from cellmesh.hypervisor.lifecycle.vms import found
-from cellmesh.hypervisor.store import Intent, Reading, Store, Transaction
+from cellmesh.hypervisor.store import Reading, Store, Transaction
 from cellmesh.image import ImageError, ImageStore
+from cellmesh.service.intent import Answer, Intent
 
 # While a VM is in one of these states a container that is wanted waits for it.
 _COMING = frozenset({VmState.PENDING, VmState.STARTING, VmState.BACKOFF})
@@ -84,11 +88,10 @@ class Containers:
             raise VmNotRunning(vm_id, vm.state.name)
         return vm
 
-    async def start(self, intent: Intent, vm_id: str, name: str, spec: ContainerSpec) -> Container:
-        """Want a container, in a new generation, and wait until it runs; PENDING while its VM starts.
+    async def start(self, intent: Intent[Answer], vm_id: str, name: str, spec: ContainerSpec) -> Answer:
+        """Want a container, in a new generation.
 
-        Raises VmNotFound, VmNotRunning, VmDeleting, ImageNotFound, TooManyContainers, ContainerStartFailed,
-        ProviderKeyPresent, GuestUnreachable, GuestMisbehaved, RequestIdReused.
+        Raises VmNotFound, VmNotRunning, VmDeleting, ImageNotFound, TooManyContainers, RequestIdReused.
         """
         known = self._has_image(spec.image)
 
@@ -119,51 +122,44 @@ class Containers:
             )
             return await tx.save_container(new, None)
 
-        generation = await self._wish(intent, vm_id, wish)
-        return await self._started(vm_id, name, generation)
+        return await self._wish(intent, vm_id, wish)
 
-    async def restart(self, intent: Intent, vm_id: str, name: str) -> Container:
-        """Want a container again as it was, in a new generation, and wait until it runs.
+    async def restart(self, intent: Intent[Answer], vm_id: str, name: str) -> Answer:
+        """Want a container again as it was, in a new generation.
 
-        Raises VmNotFound, VmNotRunning, VmDeleting, ContainerNotFound, ContainerStartFailed, GuestUnreachable,
-        GuestMisbehaved, RequestIdReused.
+        Raises VmNotFound, VmNotRunning, VmDeleting, ContainerNotFound, RequestIdReused.
         """
 
         async def wish(tx: Transaction) -> Container:
             before = await _container(tx, vm_id, name)
             return await tx.save_container(replace(before.next_generation(), wanted=True), before)
 
-        generation = await self._wish(intent, vm_id, wish)
-        return await self._started(vm_id, name, generation)
+        return await self._wish(intent, vm_id, wish)
 
-    async def stop(self, intent: Intent, vm_id: str, name: str) -> Container:
-        """Want a container stopped and wait until it is.
-
-        Raises VmNotFound, ContainerNotFound, GuestUnreachable, GuestMisbehaved, RequestIdReused.
-        """
+    async def stop(self, intent: Intent[Answer], vm_id: str, name: str) -> Answer:
+        """Want a container stopped. Raises VmNotFound, VmDeleting, ContainerNotFound, RequestIdReused."""
 
         async def wish(tx: Transaction) -> Container:
             before = await _container(tx, vm_id, name)
             return await tx.save_container(_unwanted(before), before)
 
-        generation = await self._wish(intent, vm_id, wish, stopping=True)
-        return await self._stopped(vm_id, name, generation)
+        return await self._wish(intent, vm_id, wish, stopping=True)
 
-    async def delete(self, intent: Intent, vm_id: str, name: str, *, force: bool, persistent: bool) -> None:
+    async def delete(self, intent: Intent[Answer], vm_id: str, name: str, *, force: bool, persistent: bool) -> Answer:
         """Delete a container of a RUNNING VM with its layers, and with its lasting directories if `persistent`.
 
         Raises VmNotFound, VmNotRunning, VmDeleting, ContainerNotFound, ContainerRunning, ContainerRouted,
         ContainerChanged, DataDiskFull, GuestUnreachable, GuestMisbehaved, RequestIdReused.
         """
         async with self._store.transaction() as tx:
-            if await tx.answer(intent) is not None:
-                return
+            if (answer := await tx.answered(intent)) is not None:
+                return answer
             _, container = await _deletable(tx, vm_id, name)
             if container.wanted and not force:
                 raise ContainerRunning(name, container.status.state.name)
             stopping = await tx.save_container(_unwanted(container), container)
         self._failpoint("remove.wish_committed")
-        await self._stopped(vm_id, name, stopping.generation)
+        await self.stopped(vm_id, name, stopping.generation)
         vm, stopped = await self._look(vm_id, name)
         if vm.state is not VmState.RUNNING:
             raise VmNotRunning(vm_id, vm.state.name)
@@ -180,9 +176,10 @@ class Containers:
                 if own is not None and route.prefix == own.prefix:
                     await tx.delete_route(route)
             await tx.delete_container(container, persistent_paths=persistent)
-            await tx.put_answer(intent, "{}")
+            answer = await tx.answer(intent, container)
         self._failpoint("remove.committed")
         self._attempts.forget(vm_id, name)
+        return answer
 
     def _has_image(self, digest: str) -> bool:
         try:
@@ -193,26 +190,28 @@ class Containers:
 
     async def _wish(
         self,
-        intent: Intent,
+        intent: Intent[Answer],
         vm_id: str,
         change: Callable[[Transaction], Awaitable[Container]],
         *,
         stopping: bool = False,
-    ) -> int:
-        """Store a wish and return the generation it is about; a repeated one waits for that same generation."""
+    ) -> Answer:
         async with self._store.transaction() as tx:
-            if (answer := await tx.answer(intent)) is not None:
-                return int(json.loads(answer)["generation"])
+            if (answer := await tx.answered(intent)) is not None:
+                return answer
             vm = await found(tx, vm_id)
             if vm.desired is DesiredState.DELETED:
                 raise VmDeleting(vm_id)
             if not stopping and (vm.state not in _COMING | {VmState.RUNNING} or vm.desired is not DesiredState.RUNNING):
                 raise VmNotRunning(vm_id, vm.state.name)
-            container = await change(tx)
-            await tx.put_answer(intent, json.dumps({"generation": container.generation}))
-        return container.generation
+            return await tx.answer(intent, await change(tx))
 
-    async def _started(self, vm_id: str, name: str, generation: int) -> Container:
+    async def started(self, vm_id: str, name: str, generation: int) -> Container:
+        """Return a container once it runs in a generation or a later one; PENDING while its VM starts.
+
+        Raises VmNotFound, ContainerNotFound, ContainerStartFailed, DataDiskFull, ProviderKeyPresent, GuestUnreachable,
+        GuestMisbehaved.
+        """
         with self._store.changes.watched(vm_id) as changed:
             while True:
                 changed.clear()
@@ -227,7 +226,11 @@ class Containers:
                     raise error
                 await changed.wait()
 
-    async def _stopped(self, vm_id: str, name: str, generation: int) -> Container:
+    async def stopped(self, vm_id: str, name: str, generation: int) -> Container:
+        """Return a container once it has stopped in a generation, or there is a later one.
+
+        Raises VmNotFound, ContainerNotFound, GuestUnreachable, GuestMisbehaved.
+        """
         with self._store.changes.watched(vm_id) as changed:
             while True:
                 changed.clear()

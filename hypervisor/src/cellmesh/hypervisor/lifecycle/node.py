@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cellmesh.hypervisor.domain.vm import VmState
 from cellmesh.hypervisor.lifecycle.admission import Admission
-from cellmesh.hypervisor.store import Intent, Store
+from cellmesh.hypervisor.store import Store
+from cellmesh.hypervisor.vmm.errors import VmmError
 from cellmesh.image import ImageError, ImageStore
+from cellmesh.service.intent import Answer, Intent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,8 @@ class Nodes:
 
     async def status(self) -> NodeStatus:
         """Return the node as it is now."""
-        version = await self._vmm_version()
-        image, damage = self._default_image()
+        version, damage = await self._version()
+        image, missing = self._default_image()
         async with self._store.reading() as reading:
             node = await reading.node()
             return NodeStatus(
@@ -67,8 +68,14 @@ class Nodes:
                 memory_committed_bytes=await reading.memory_committed(),
                 memory_capacity_bytes=self._admission.memory_capacity_bytes,
                 start_time=self._start_time,
-                warnings=[*self._warnings, *damage],
+                warnings=[*self._warnings, *damage, *missing],
             )
+
+    async def _version(self) -> tuple[str, list[str]]:
+        try:
+            return await self._vmm_version(), []
+        except VmmError as error:
+            return "", [str(error)]
 
     def _default_image(self) -> tuple[str, list[str]]:
         try:
@@ -76,10 +83,11 @@ class Nodes:
         except ImageError as error:
             return "", [str(error)]
 
-    async def drain(self, intent: Intent, *, draining: bool) -> NodeStatus:
-        """Set whether the node takes new VMs and starts; RequestIdReused."""
+    async def drain(self, intent: Intent[Answer], *, draining: bool) -> Answer:
+        """Set whether the node takes new VMs and starts; the answer is made of the node's status. RequestIdReused."""
+        before = await self.status()
         async with self._store.transaction() as tx:
-            if await tx.answer(intent) is None:
-                await tx.set_draining(draining=draining)
-                await tx.put_answer(intent, json.dumps({"draining": draining}))
-        return await self.status()
+            if (answer := await tx.answered(intent)) is not None:
+                return answer
+            await tx.set_draining(draining=draining)
+            return await tx.answer(intent, replace(before, draining=draining))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -25,12 +24,12 @@ from cellmesh.hypervisor.domain.errors import (
     VmDeleting,
     VmNotFound,
 )
-from cellmesh.hypervisor.domain.route import CurrentRoute, Drain, Route, RouteTarget, current
+from cellmesh.hypervisor.domain.route import Drain, Route, RouteTarget, current
 from cellmesh.hypervisor.domain.vm import DesiredState
 from cellmesh.hypervisor.lifecycle.drains import SETTLES, Drains, Edge
-from cellmesh.hypervisor.store import Intent, Store, Transaction
-from cellmesh.hypervisor.store.rows import current_route_from_json, current_route_to_json
+from cellmesh.hypervisor.store import Store, Transaction
 from cellmesh.mesh.errors import InternalError, MeshError
+from cellmesh.service.intent import Answer, Intent
 
 _log = structlog.get_logger()
 
@@ -70,15 +69,12 @@ class Switches:
             finally:
                 self._tasks = None
 
-    async def switch(self, intent: Intent, wish: Wish, *, patience: float) -> CurrentRoute:
-        """Point a route elsewhere and return it once it is served, at most `patience` seconds later.
+    async def served(self, intent: Intent[Any], wish: Wish, revision: int, *, patience: float) -> None:
+        """Return once a switch, which made the route's `revision`, is served; at most `patience` seconds later.
 
-        Raises VmNotFound, VmDeleting, RouteNotFound, RouteChanged, ContainerNotFound, GenerationNotFound, RouteRefused,
-        EdgeUnreachable, RequestIdReused.
+        Raises RouteRefused, EdgeUnreachable.
         """
-        route = await self._commit(intent, wish)
-        self._failpoint("switch.committed")
-        settling = self._begin(self._settle(intent, wish, route.route))
+        settling = self._begin(self._settle(intent, wish, revision))
         done, _ = await asyncio.wait({settling}, timeout=patience)
         if not done:
             raise EdgeUnreachable("The edge did not confirm in time; what was stored takes effect once it does.")
@@ -86,13 +82,17 @@ class Switches:
             raise NodeShuttingDown
         if (error := settling.result()) is not None:
             raise error
-        return route
 
-    async def _commit(self, intent: Intent, wish: Wish) -> CurrentRoute:
-        """Store a wish, with what is to be drained of what it leaves, and return the route."""
-        async with self._store.transaction() as tx:
-            if (answer := await tx.answer(intent)) is not None:
-                return _answered(answer)
+    async def switch(self, intent: Intent[Answer], wish: Wish) -> Answer:
+        """Store where a route is to lead, with what is to be drained of what it leaves.
+
+        The intent makes its answer of the route as it is then (CurrentRoute). Raises VmNotFound, VmDeleting,
+        RouteNotFound, RouteChanged, ContainerNotFound, GenerationNotFound, RequestIdReused, and RouteRefused if the
+        edge refused this very switch.
+        """
+        async with self._store.transaction(alone=True) as tx:
+            if (answer := await tx.answered(intent)) is not None:
+                return answer
             # Nobody else writes meanwhile, so what was committed last is what would be read: three queries less.
             mirror = self._store.mirror
             if (vm := mirror.vm(wish.vm_id)) is None:
@@ -116,10 +116,10 @@ class Switches:
                 if (drain := _drain_of(before, containers, wish, tx.now)) is not None:
                     await tx.put_drain(drain)
                     tx.follow_ups.append(self._drains.look)
-            after = current(route, vm, container)
-            await tx.put_answer(intent, json.dumps({"route": current_route_to_json(after)}))
+            answer = await tx.answer(intent, current(route, vm, container))
         self._proven.setdefault((wish.vm_id, wish.prefix), before.target)
-        return after
+        self._failpoint("switch.committed")
+        return answer
 
     def _begin(self, what: Coroutine[Any, Any, MeshError | None]) -> asyncio.Task[MeshError | None]:
         if self._tasks is None:
@@ -127,41 +127,41 @@ class Switches:
             raise NodeShuttingDown
         return self._tasks.create_task(what, context=self._context.copy())
 
-    async def _settle(self, intent: Intent, wish: Wish, route: Route) -> MeshError | None:
+    async def _settle(self, intent: Intent[Any], wish: Wish, revision: int) -> MeshError | None:
         """Wait until a switch is served, or undo it; return what went wrong, as nobody may be there to be told."""
         try:
             await self._edge.served(wish.vm_id, wish.prefix, within=SETTLES)
         except RouteRefused as error:
-            return await self._undo(intent, wish, route, error)
+            return await self._undo(intent, wish, revision, error)
         except EdgeUnreachable as error:
-            self._prove(route)
+            self._prove(wish, revision)
             return error
         except Exception as error:
             return self._failed(wish, error)
-        self._prove(route)
+        self._prove(wish, revision)
         return None
 
-    def _prove(self, route: Route) -> None:
+    def _prove(self, wish: Wish, revision: int) -> None:
         """Note that nothing is to be undone, unless a later switch of the route is under way."""
-        stored = next((r.route for r in self._store.mirror.routes(route.vm_id) if r.route.prefix == route.prefix), None)
-        if stored is None or stored.revision == route.revision:
-            self._proven.pop((route.vm_id, route.prefix), None)
+        stored = next((r.route for r in self._store.mirror.routes(wish.vm_id) if r.route.prefix == wish.prefix), None)
+        if stored is None or stored.revision == revision:
+            self._proven.pop((wish.vm_id, wish.prefix), None)
 
-    async def _undo(self, intent: Intent, wish: Wish, route: Route, error: RouteRefused) -> MeshError:
+    async def _undo(self, intent: Intent[Any], wish: Wish, revision: int, error: RouteRefused) -> MeshError:
         """Let a route lead where it led before, unless it was switched again, and keep the refusal as the answer."""
         try:
             async with self._store.transaction() as tx:
                 vm = await tx.vm(wish.vm_id)
                 now = await _route(tx, wish)
                 proven = self._proven.get((wish.vm_id, wish.prefix))
-                if vm is not None and now is not None and now.revision == route.revision and proven is not None:
+                if vm is not None and now is not None and now.revision == revision and proven is not None:
                     refused = event.RouteRefused(prefix=wish.prefix, target=wish.target, message=error.said)
                     await tx.switch_route(
-                        replace(route, target=proven), refused, epoch=vm.epoch, generation=wish.target.generation
+                        replace(now, target=proven), refused, epoch=vm.epoch, generation=wish.target.generation
                     )
                     await tx.cancel_drains(wish.vm_id, wish.prefix, proven.container)
                     del self._proven[wish.vm_id, wish.prefix]
-                await tx.put_answer(intent, json.dumps({"refused": error.said}))
+                await tx.refuse(intent, error)
         except Exception as fault:
             return self._failed(wish, fault)
         return error
@@ -200,10 +200,3 @@ def _target(containers: Mapping[str, Container], wish: Wish) -> Container:
             "to 0 to follow the container."
         )
     return container
-
-
-def _answered(answer: str) -> CurrentRoute:
-    document = json.loads(answer)
-    if "refused" in document:
-        raise RouteRefused(document["refused"])
-    return current_route_from_json(document["route"])

@@ -1,4 +1,7 @@
-"""What callers wish of VMs. Each wish is stored with its answer in one transaction and answered at once."""
+"""What callers wish of VMs. Each wish is stored with its answer in one transaction and answered at once.
+
+An intent makes its answer of the VM as it was stored.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from cellmesh.hypervisor.domain.errors import (
 from cellmesh.hypervisor.domain.route import default_routes
 from cellmesh.hypervisor.domain.vm import ColdStart, DesiredState, UserId, Vm, VmId, VmSpec, VmState
 from cellmesh.hypervisor.lifecycle.admission import Admission
-from cellmesh.hypervisor.store import Intent, Reading, Store
-from cellmesh.hypervisor.store.rows import vm_from_json, vm_to_json
+from cellmesh.hypervisor.store import Reading, Store
 from cellmesh.image import ImageError, ImageStore
+from cellmesh.service.intent import Answer, Intent
 
 _log = structlog.get_logger()
 _RESTARTABLE = frozenset({VmState.STOPPED, VmState.BACKOFF, VmState.FAILED})
@@ -66,15 +69,15 @@ class Vms:
         async with self._store.reading() as reading:
             return await reading.vms(states=states, after=after, limit=limit)
 
-    async def create(self, intent: Intent, user_id: str, spec: VmSpec) -> Vm:
+    async def create(self, intent: Intent[Answer], user_id: str, spec: VmSpec) -> Answer:
         """Store a new VM, PENDING, wanted RUNNING; an empty `guest_image` is the node's default.
 
         Raises VmAlreadyExists, ImageNotFound, NodeFull, NodeDraining, RequestIdReused.
         """
         image = self._guest_image(spec.guest_image)
         async with self._store.transaction() as tx:
-            if (answer := await tx.answer(intent)) is not None:
-                return vm_from_json(answer)
+            if (answer := await tx.answered(intent)) is not None:
+                return answer
             if (other := await tx.vm_of_user(user_id)) is not None:
                 raise VmAlreadyExists(user_id, other.vm_id)
             if image is None:
@@ -91,10 +94,10 @@ class Vms:
             )
             await tx.add_vm(vm)
             await tx.add_routes(default_routes(vm.vm_id, tx.now))
-            await tx.put_answer(intent, vm_to_json(vm))
+            answer = await tx.answer(intent, vm)
             # A caller whose deadline ends during the commit has a VM all the same, and it needs its keeper.
             tx.follow_ups.append(functools.partial(self._begin, vm.vm_id))
-        return vm
+        return answer
 
     def _begin(self, vm_id: VmId) -> None:
         self._failpoint("create.committed")
@@ -109,11 +112,11 @@ class Vms:
             _log.warning("vm.no_image", image=digest or "default", error=str(error))
             return None
 
-    async def start(self, intent: Intent, vm_id: str) -> Vm:
+    async def start(self, intent: Intent[Answer], vm_id: str) -> Answer:
         """Want the VM to run, at once. Raises VmNotFound, VmDeleting, VmQuarantined, NodeDraining, RequestIdReused."""
-        vm = await self._wish(intent, vm_id, _start, starts=True)
+        answer = await self._wish(intent, vm_id, _start, starts=True)
         self._failpoint("start.wish_committed")
-        return vm
+        return answer
 
     async def start_for_request(self, vm_id: str) -> None:
         """Want a VM to run that is stopped, as somebody asks for what is in it; one that may not stays stopped.
@@ -128,42 +131,41 @@ class Vms:
             await tx.save_vm(_start(vm), vm)
         self._failpoint("start.wish_committed")
 
-    async def stop(self, intent: Intent, vm_id: str) -> Vm:
+    async def stop(self, intent: Intent[Answer], vm_id: str) -> Answer:
         """Want the VM stopped. Raises VmNotFound, VmDeleting, VmQuarantined, RequestIdReused."""
-        vm = await self._wish(intent, vm_id, _stop)
+        answer = await self._wish(intent, vm_id, _stop)
         self._failpoint("stop.wish_committed")
-        return vm
+        return answer
 
-    async def recycle(self, intent: Intent, vm_id: str) -> Vm:
+    async def recycle(self, intent: Intent[Answer], vm_id: str) -> Answer:
         """Want the VM in a new epoch without its writable layers. Raises as `start`."""
-        vm = await self._wish(intent, vm_id, _recycle, starts=True)
+        answer = await self._wish(intent, vm_id, _recycle, starts=True)
         self._failpoint("recycle.wish_committed")
-        return vm
+        return answer
 
-    async def delete(self, intent: Intent, vm_id: str, *, force: bool) -> Vm:
+    async def delete(self, intent: Intent[Answer], vm_id: str, *, force: bool) -> Answer:
         """Want the VM gone with its data. Raises VmNotFound, VmQuarantined (without `force`), RequestIdReused."""
-        vm = await self._wish(intent, vm_id, lambda vm: _delete(vm, force=force))
+        answer = await self._wish(intent, vm_id, lambda vm: _delete(vm, force=force))
         self._failpoint("delete.wish_committed")
-        return vm
+        return answer
 
     async def _wish(
         self,
-        intent: Intent,
+        intent: Intent[Answer],
         vm_id: str,
         change: Callable[[Vm], Vm],
         *,
         starts: bool = False,
-    ) -> Vm:
+    ) -> Answer:
         async with self._store.transaction() as tx:
-            if (answer := await tx.answer(intent)) is not None:
-                return vm_from_json(answer)
+            if (answer := await tx.answered(intent)) is not None:
+                return answer
             vm = await found(tx, vm_id)
             wished = change(vm)
             if starts:
                 await self._admission.allow_start(tx)
             vm = await tx.save_vm(wished, vm)
-            await tx.put_answer(intent, vm_to_json(vm))
-        return vm
+            return await tx.answer(intent, vm)
 
 
 async def found(reading: Reading, vm_id: str) -> Vm:

@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 from cellmesh.api.guest.v1 import container_service_pb2 as guest_container_service_pb2
-from cellmesh.api.hypervisor.v1 import container_service_pb2, container_service_pb2_grpc
+from cellmesh.api.hypervisor.v1 import container_pb2, container_service_pb2, container_service_pb2_grpc
+from cellmesh.hypervisor.domain.container import Container
 from cellmesh.hypervisor.domain.errors import ContainerNotFound, ContainerNotRunning
 from cellmesh.hypervisor.guest.client import GuestClient
 from cellmesh.hypervisor.lifecycle.containers import Containers
 from cellmesh.hypervisor.servicers import decode, encode
 from cellmesh.hypervisor.servicers.frames import Frames, opening_expected
-from cellmesh.hypervisor.servicers.shutdown import Shutdown
 from cellmesh.mesh.interceptor import Context
+from cellmesh.service.answers import intent_of
+from cellmesh.service.shutdown import Shutdown
 
 
 class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
@@ -29,41 +31,43 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
     ) -> container_service_pb2.StartContainerResponse:
         """Want a container to run and wait until it does."""
         spec = decode.container_spec(request.spec)
+        intent = intent_of(request, container_service_pb2.StartContainerResponse, _started)
         async with self._shutdown.ends():
-            container = await self._containers.start(
-                decode.intent(request), request.vm_id, request.container_name, spec
-            )
-        return container_service_pb2.StartContainerResponse(container=encode.container(container))
+            wished = await self._containers.start(intent, request.vm_id, request.container_name, spec)
+            return _started(await self._containers.started(*_generation(wished.container)))
 
     async def StopContainer(
         self, request: container_service_pb2.StopContainerRequest, _: Context
     ) -> container_service_pb2.StopContainerResponse:
         """Want a container stopped and wait until it is."""
+        intent = intent_of(request, container_service_pb2.StopContainerResponse, _stopped)
         async with self._shutdown.ends():
-            container = await self._containers.stop(decode.intent(request), request.vm_id, request.container_name)
-        return container_service_pb2.StopContainerResponse(container=encode.container(container))
+            wished = await self._containers.stop(intent, request.vm_id, request.container_name)
+            return _stopped(await self._containers.stopped(*_generation(wished.container)))
 
     async def RestartContainer(
         self, request: container_service_pb2.RestartContainerRequest, _: Context
     ) -> container_service_pb2.RestartContainerResponse:
         """Start a container again as it was."""
+        intent = intent_of(request, container_service_pb2.RestartContainerResponse, _restarted)
         async with self._shutdown.ends():
-            container = await self._containers.restart(decode.intent(request), request.vm_id, request.container_name)
-        return container_service_pb2.RestartContainerResponse(container=encode.container(container))
+            wished = await self._containers.restart(intent, request.vm_id, request.container_name)
+            return _restarted(await self._containers.started(*_generation(wished.container)))
 
     async def DeleteContainer(
         self, request: container_service_pb2.DeleteContainerRequest, _: Context
     ) -> container_service_pb2.DeleteContainerResponse:
         """Remove a container with its files."""
+        deleted = container_service_pb2.DeleteContainerResponse
+        intent = intent_of(request, deleted, lambda _: deleted())
         async with self._shutdown.ends():
-            await self._containers.delete(
-                decode.intent(request),
+            return await self._containers.delete(
+                intent,
                 request.vm_id,
                 request.container_name,
                 force=request.force,
                 persistent=request.persistent_paths,
             )
-        return container_service_pb2.DeleteContainerResponse()
 
     async def GetContainer(
         self, request: container_service_pb2.GetContainerRequest, _: Context
@@ -139,3 +143,20 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
             raise ContainerNotRunning(
                 f"Container {name} is {container.status.state.name} and has not run since its VM started; start it."
             ) from error
+
+
+def _started(container: Container) -> container_service_pb2.StartContainerResponse:
+    return container_service_pb2.StartContainerResponse(container=encode.container(container))
+
+
+def _stopped(container: Container) -> container_service_pb2.StopContainerResponse:
+    return container_service_pb2.StopContainerResponse(container=encode.container(container))
+
+
+def _restarted(container: Container) -> container_service_pb2.RestartContainerResponse:
+    return container_service_pb2.RestartContainerResponse(container=encode.container(container))
+
+
+def _generation(container: container_pb2.Container) -> tuple[str, str, int]:
+    """Return the generation a wish is about; a repeated one is about that same generation."""
+    return container.vm_id, container.container_name, container.generation

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import timedelta
-from typing import Protocol
 
 from google.protobuf.message import Message
 
@@ -14,7 +12,6 @@ from cellmesh.hypervisor.domain.container import ContainerSpec
 from cellmesh.hypervisor.domain.route import RouteTarget
 from cellmesh.hypervisor.domain.vm import ColdStart, RestartMode, RestartPolicy, VmSpec
 from cellmesh.hypervisor.lifecycle.switches import Wish
-from cellmesh.hypervisor.store import Intent
 from cellmesh.mesh.errors import FieldViolation, InvalidRequest
 from cellmesh.mesh.limits import GUEST_MESSAGE_BYTES
 
@@ -49,27 +46,6 @@ _COLD_STARTS = {
     vm_pb2.COLD_START_NEVER: ColdStart.NEVER,
 }
 _MODE_NUMBERS = {mode: number for number, mode in _MODES.items() if number}
-
-
-class Mutation(Protocol):
-    """A request that changes something."""
-
-    request_id: str
-
-    def SerializeToString(self, *, deterministic: bool) -> bytes:
-        """Return its bytes."""
-
-
-def intent(request: Mutation) -> Intent:
-    """Return whose wish a request is, and what tells it from another wish."""
-    if not isinstance(request, Message):
-        raise TypeError(f"{type(request).__name__} is no message")
-    document = request.SerializeToString(deterministic=True)
-    return Intent(
-        method=request.DESCRIPTOR.full_name,
-        request_id=request.request_id,
-        fingerprint=hashlib.sha256(document).digest(),
-    )
 
 
 def vm_spec(message: vm_pb2.VmSpec) -> VmSpec:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from cellmesh.api.hypervisor.v1 import event_service_pb2, event_service_pb2_grpc
-from cellmesh.hypervisor.lifecycle.log import Log
 from cellmesh.hypervisor.servicers import encode
 from cellmesh.hypervisor.servicers.watches import Watches
+from cellmesh.hypervisor.store import Store
 from cellmesh.mesh.interceptor import Context
 from cellmesh.mesh.pages import PageTokens, page_size
 
@@ -15,10 +15,10 @@ _LARGEST_SEQUENCE = 2**63 - 1
 
 
 class EventServicer(event_service_pb2_grpc.EventServiceServicer):
-    """Decodes, asks the log, encodes."""
+    """Decodes, reads the journal, encodes."""
 
-    def __init__(self, log: Log, *, watches: Watches, pages: PageTokens) -> None:
-        self._log = log
+    def __init__(self, store: Store, *, watches: Watches, pages: PageTokens) -> None:
+        self._store = store
         self._watches = watches
         self._pages = pages
 
@@ -29,7 +29,8 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         size = page_size(request.page.page_size)
         token = request.page.page_token
         after = int(self._pages.decode(request, token)) if token else min(request.after_sequence, _LARGEST_SEQUENCE)
-        entries = await self._log.events(after=after, limit=size + 1, vm_id=request.vm_id)
+        async with self._store.reading() as reading:
+            entries = await reading.entries(after=after, limit=size + 1, vm_id=request.vm_id, events_only=True)
         page, more = entries[:size], len(entries) > size
         return event_service_pb2.ListEventsResponse(
             events=[encode.entry(entry) for entry in page],

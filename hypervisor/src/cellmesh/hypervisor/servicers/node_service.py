@@ -6,8 +6,9 @@ from importlib.metadata import version
 
 from cellmesh.api.hypervisor.v1 import node_service_pb2, node_service_pb2_grpc
 from cellmesh.hypervisor.lifecycle.node import Nodes, NodeStatus
-from cellmesh.hypervisor.servicers import decode, encode
+from cellmesh.hypervisor.servicers import encode
 from cellmesh.mesh.interceptor import Context
+from cellmesh.service.answers import intent_of
 
 
 class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
@@ -24,8 +25,12 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
         self, request: node_service_pb2.DrainNodeRequest, _: Context
     ) -> node_service_pb2.DrainNodeResponse:
         """Set whether the node takes new VMs and starts."""
-        status = await self._nodes.drain(decode.intent(request), draining=request.draining)
-        return node_service_pb2.DrainNodeResponse(node=_node(status))
+        intent = intent_of(
+            request,
+            node_service_pb2.DrainNodeResponse,
+            lambda node: node_service_pb2.DrainNodeResponse(node=_node(node)),
+        )
+        return await self._nodes.drain(intent, draining=request.draining)
 
 
 def _node(status: NodeStatus) -> node_service_pb2.Node:

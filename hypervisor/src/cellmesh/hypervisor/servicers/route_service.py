@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from cellmesh.api.hypervisor.v1 import route_service_pb2, route_service_pb2_grpc
+from cellmesh.hypervisor.domain.route import CurrentRoute
 from cellmesh.hypervisor.lifecycle.routes import Routes
 from cellmesh.hypervisor.lifecycle.switches import Switches
 from cellmesh.hypervisor.servicers import decode, encode
 from cellmesh.hypervisor.servicers.cursor import after_route, route_cursor
 from cellmesh.hypervisor.servicers.route_watches import RouteWatches
-from cellmesh.hypervisor.servicers.shutdown import Shutdown
 from cellmesh.mesh import deadline
 from cellmesh.mesh.interceptor import Context
 from cellmesh.mesh.pages import PageTokens, page_size
+from cellmesh.service.answers import intent_of
+from cellmesh.service.shutdown import Shutdown
 
 # What encoding and sending the answer may take of the caller's deadline.
 _MARGIN = 0.1
@@ -58,9 +60,11 @@ class RouteServicer(route_service_pb2_grpc.RouteServiceServicer):
         """Point a route elsewhere and wait until the edge serves it."""
         left = deadline.remaining()
         patience = _PATIENCE if left is None else max(left - _MARGIN, 0.0)
+        intent, wish = intent_of(request, route_service_pb2.SwitchRouteResponse, _switched), decode.wish(request)
         async with self._shutdown.ends():
-            route = await self._switches.switch(decode.intent(request), decode.wish(request), patience=patience)
-        return route_service_pb2.SwitchRouteResponse(route=encode.route(route))
+            answer = await self._switches.switch(intent, wish)
+            await self._switches.served(intent, wish, answer.route.revision, patience=patience)
+        return answer
 
     def WatchRoutes(
         self, request: route_service_pb2.WatchRoutesRequest, _: Context
@@ -86,3 +90,7 @@ class RouteServicer(route_service_pb2_grpc.RouteServiceServicer):
         if found.retry_after is not None:
             answer.retry_after.FromTimedelta(found.retry_after)
         return answer
+
+
+def _switched(route: CurrentRoute) -> route_service_pb2.SwitchRouteResponse:
+    return route_service_pb2.SwitchRouteResponse(route=encode.route(route))

@@ -11,12 +11,11 @@ from typing import Protocol
 from cellmesh.api.hypervisor.v1 import route_pb2, route_service_pb2
 from cellmesh.hypervisor.domain.event import Entry
 from cellmesh.hypervisor.domain.route import CurrentRoute, cluster_of
-from cellmesh.hypervisor.lifecycle.log import Log
 from cellmesh.hypervisor.servicers import encode
-from cellmesh.hypervisor.servicers.shutdown import Shutdown
-from cellmesh.hypervisor.servicers.watches import followed
 from cellmesh.hypervisor.store.mirror import Mirror
 from cellmesh.mesh.watch import HEARTBEAT, Bookmark
+from cellmesh.service.journal import Journal
+from cellmesh.service.shutdown import Shutdown
 
 _TICK = 1.0
 
@@ -52,8 +51,8 @@ CountTraffic = Callable[[], Awaitable[Mapping[str, Traffic]]]
 class RouteWatches:
     """Makes the streams of WatchRoutes and WatchTraffic."""
 
-    def __init__(self, log: Log, mirror: Mirror, *, traffic: CountTraffic, shutdown: Shutdown) -> None:
-        self._log = log
+    def __init__(self, journal: Journal[Entry], mirror: Mirror, *, traffic: CountTraffic, shutdown: Shutdown) -> None:
+        self._journal = journal
         self._mirror = mirror
         self._traffic = traffic
         self._shutdown = shutdown
@@ -61,19 +60,19 @@ class RouteWatches:
     async def routes(self, vm_id: str) -> AsyncIterator[route_service_pb2.WatchRoutesResponse]:
         """Yield the routes there are, then each as it is after a change; an empty `vm_id` is every VM.
 
-        The log says when to look again, the mirror what is there: of two changes at once only the last is told.
+        The journal says when to look again, the mirror what is there: of two changes at once only the last is told.
         """
 
         def wanted(entry: Entry) -> bool:
             return bool(entry.subject.vm_id) and vm_id in ("", entry.subject.vm_id)
 
         told: dict[str, dict[str, CurrentRoute]] = {}
-        position = await self._log.newest()
+        position = await self._journal.newest()
         for vm in tuple(self._mirror.vms()):
             if vm_id in ("", vm.vm_id):
                 for answer in self._changed(vm.vm_id, told):
                     yield answer
-        async with self._shutdown.ends(), aclosing(followed(self._log, position, wanted)) as changes:
+        async with self._shutdown.ends(), aclosing(self._journal.follow(position, wanted)) as changes:
             heard = time.monotonic()
             async for change in changes:
                 if isinstance(change, Bookmark):

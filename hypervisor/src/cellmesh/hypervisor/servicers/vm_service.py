@@ -14,6 +14,7 @@ from cellmesh.hypervisor.servicers.watches import Watches
 from cellmesh.mesh import deadline
 from cellmesh.mesh.interceptor import Context
 from cellmesh.mesh.pages import PageTokens, page_size
+from cellmesh.service.answers import intent_of
 
 _STATES = {number: state for state, number in encode.VM_STATES.items()}
 # What encoding and sending the answer may take of the caller's deadline.
@@ -31,8 +32,10 @@ class VmServicer(vm_service_pb2_grpc.VmServiceServicer):
 
     async def CreateVm(self, request: vm_service_pb2.CreateVmRequest, _: Context) -> vm_service_pb2.CreateVmResponse:
         """Create the user's VM and start it."""
-        vm = await self._vms.create(decode.intent(request), request.user_id, decode.vm_spec(request.spec))
-        return vm_service_pb2.CreateVmResponse(vm=encode.vm(vm))
+        intent = intent_of(
+            request, vm_service_pb2.CreateVmResponse, lambda vm: vm_service_pb2.CreateVmResponse(vm=encode.vm(vm))
+        )
+        return await self._vms.create(intent, request.user_id, decode.vm_spec(request.spec))
 
     async def GetVm(self, request: vm_service_pb2.GetVmRequest, _: Context) -> vm_service_pb2.GetVmResponse:
         """Return one VM."""
@@ -55,23 +58,31 @@ class VmServicer(vm_service_pb2_grpc.VmServiceServicer):
 
     async def StartVm(self, request: vm_service_pb2.StartVmRequest, _: Context) -> vm_service_pb2.StartVmResponse:
         """Want the VM to run."""
-        vm = await self._vms.start(decode.intent(request), request.vm_id)
-        return vm_service_pb2.StartVmResponse(vm=encode.vm(vm))
+        intent = intent_of(
+            request, vm_service_pb2.StartVmResponse, lambda vm: vm_service_pb2.StartVmResponse(vm=encode.vm(vm))
+        )
+        return await self._vms.start(intent, request.vm_id)
 
     async def StopVm(self, request: vm_service_pb2.StopVmRequest, _: Context) -> vm_service_pb2.StopVmResponse:
         """Want the VM stopped."""
-        vm = await self._vms.stop(decode.intent(request), request.vm_id)
-        return vm_service_pb2.StopVmResponse(vm=encode.vm(vm))
+        intent = intent_of(
+            request, vm_service_pb2.StopVmResponse, lambda vm: vm_service_pb2.StopVmResponse(vm=encode.vm(vm))
+        )
+        return await self._vms.stop(intent, request.vm_id)
 
     async def RecycleVm(self, request: vm_service_pb2.RecycleVmRequest, _: Context) -> vm_service_pb2.RecycleVmResponse:
         """Want the VM in a new epoch, its writable layers thrown away."""
-        vm = await self._vms.recycle(decode.intent(request), request.vm_id)
-        return vm_service_pb2.RecycleVmResponse(vm=encode.vm(vm))
+        intent = intent_of(
+            request, vm_service_pb2.RecycleVmResponse, lambda vm: vm_service_pb2.RecycleVmResponse(vm=encode.vm(vm))
+        )
+        return await self._vms.recycle(intent, request.vm_id)
 
     async def DeleteVm(self, request: vm_service_pb2.DeleteVmRequest, _: Context) -> vm_service_pb2.DeleteVmResponse:
         """Want the VM gone with its data."""
-        vm = await self._vms.delete(decode.intent(request), request.vm_id, force=request.force)
-        return vm_service_pb2.DeleteVmResponse(vm=encode.vm(vm))
+        intent = intent_of(
+            request, vm_service_pb2.DeleteVmResponse, lambda vm: vm_service_pb2.DeleteVmResponse(vm=encode.vm(vm))
+        )
+        return await self._vms.delete(intent, request.vm_id, force=request.force)
 
     def WatchVms(
         self, request: vm_service_pb2.WatchVmsRequest, _: Context

@@ -1,26 +1,27 @@
-"""The two watches over the one log: VMs as they become, and events as they happen."""
+"""The two watches over the one journal: VMs after each change, and events as they happen."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import cast
 
 from cellmesh.api.hypervisor.v1 import event_service_pb2, vm_service_pb2
 from cellmesh.hypervisor.domain.event import Entry
-from cellmesh.hypervisor.lifecycle.log import Log
+from cellmesh.hypervisor.domain.vm import Vm
 from cellmesh.hypervisor.servicers import encode
-from cellmesh.hypervisor.servicers.shutdown import Shutdown
+from cellmesh.hypervisor.store import Store
 from cellmesh.mesh.tokens import TokenSigner
-from cellmesh.mesh.watch import HEARTBEAT, Bookmark, Change, ResumeTokens, follow
+from cellmesh.mesh.watch import Bookmark, ResumeTokens
+from cellmesh.service.journal import Journal
+from cellmesh.service.shutdown import Shutdown
 
 
 class Watches:
     """Makes the streams of WatchVms and WatchEvents."""
 
-    def __init__(self, log: Log, signer: TokenSigner, *, shutdown: Shutdown) -> None:
-        self._log = log
+    def __init__(self, store: Store, journal: Journal[Entry], signer: TokenSigner, *, shutdown: Shutdown) -> None:
+        self._store = store
+        self._journal = journal
         self._shutdown = shutdown
         self._vm_tokens = ResumeTokens(signer, "vms")
         self._event_tokens = ResumeTokens(signer, "events")
@@ -30,7 +31,7 @@ class Watches:
         if token:
             position = self._vm_tokens.decode(token, vm_id)
         else:
-            position, vms = await self._log.snapshot()
+            position, vms = await self._snapshot()
             for vm in vms:
                 if vm_id in ("", vm.vm_id):
                     # No token yet: a stream that breaks here begins anew, as the rest was not told.
@@ -39,7 +40,7 @@ class Watches:
         def wanted(entry: Entry) -> bool:
             return entry.vm is not None and vm_id in ("", entry.vm.vm_id)
 
-        async with self._shutdown.ends(), aclosing(followed(self._log, position, wanted)) as changes:
+        async with self._shutdown.ends(), aclosing(self._journal.follow(position, wanted)) as changes:
             async for change in changes:
                 answer = vm_service_pb2.WatchVmsResponse(resume_token=self._vm_tokens.encode(change.position, vm_id))
                 if isinstance(change, Bookmark):
@@ -55,9 +56,9 @@ class Watches:
         if token:
             position = self._event_tokens.decode(token, vm_id)
         elif from_beginning:
-            position = await self._log.oldest() - 1
+            position = await self._journal.oldest() - 1
         else:
-            position = await self._log.newest()
+            position = await self._journal.newest()
 
         def wanted(entry: Entry) -> bool:
             return entry.payload is not None and vm_id in ("", entry.subject.vm_id)
@@ -66,7 +67,7 @@ class Watches:
         yield event_service_pb2.WatchEventsResponse(
             bookmark=event_service_pb2.WatchEventsResponse.Bookmark(), resume_token=first
         )
-        async with self._shutdown.ends(), aclosing(followed(self._log, position, wanted)) as changes:
+        async with self._shutdown.ends(), aclosing(self._journal.follow(position, wanted)) as changes:
             async for change in changes:
                 answer = event_service_pb2.WatchEventsResponse(
                     resume_token=self._event_tokens.encode(change.position, vm_id)
@@ -77,19 +78,7 @@ class Watches:
                     answer.event.CopyFrom(encode.entry(change.item))
                 yield answer
 
-
-async def followed(
-    log: Log, position: int, wanted: Callable[[Entry], bool]
-) -> AsyncGenerator[Change[Entry] | Bookmark, None]:
-    """Yield the changes that are wanted; a busy log of others must not starve the watcher of bookmarks."""
-    told = time.monotonic()
-    following = cast("AsyncGenerator[Change[Entry] | Bookmark, None]", follow(log.hub, log, position))
-    async with aclosing(following) as changes:
-        async for change in changes:
-            if isinstance(change, Bookmark) or wanted(change.item):
-                yield change
-            elif time.monotonic() - told >= HEARTBEAT:
-                yield Bookmark(position=change.position)
-            else:
-                continue
-            told = time.monotonic()
+    async def _snapshot(self) -> tuple[int, Sequence[Vm]]:
+        """Return every VM, and the position of the newest entry that they show."""
+        async with self._store.reading() as reading:
+            return await reading.last_sequence(), await reading.vms()

@@ -1,6 +1,6 @@
-"""The node's memory: SQLite with one writer, every change and its event in one transaction."""
+"""The state of the node: every change and its event in one transaction."""
 
 from cellmesh.hypervisor.store.store import Store
-from cellmesh.hypervisor.store.transaction import Boot, Intent, Node, Reading, Transaction
+from cellmesh.hypervisor.store.transaction import Boot, Node, Reading, Transaction
 
-__all__ = ["Boot", "Intent", "Node", "Reading", "Store", "Transaction"]
+__all__ = ["Boot", "Node", "Reading", "Store", "Transaction"]

@@ -1,14 +1,14 @@
-"""Between the domain's values and rows; a VM's row is also its snapshot in the log."""
+"""Between the domain's values and rows; a VM's row is also its snapshot in the journal."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from cellmesh.hypervisor.domain.container import Container, ContainerSpec, ContainerState, ContainerStatus, Health
-from cellmesh.hypervisor.domain.route import CurrentRoute, Drain, Route, RouteState, RouteStatus, RouteTarget
+from cellmesh.hypervisor.domain.route import Drain, Route, RouteTarget
 from cellmesh.hypervisor.domain.vm import (
     ColdStart,
     DesiredState,
@@ -21,20 +21,10 @@ from cellmesh.hypervisor.domain.vm import (
     VmSpec,
     VmState,
 )
+from cellmesh.service.store import from_micros, to_micros
 
 Row = Mapping[str, Any]
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-
-
-def to_micros(time: datetime) -> int:
-    """Return a moment as microseconds since 1970."""
-    return (time - _EPOCH) // _MICROSECOND
-
-
-def from_micros(micros: int) -> datetime:
-    """Return the moment of so many microseconds since 1970."""
-    return _EPOCH + timedelta(microseconds=micros)
 
 
 def _optional(time: datetime | None) -> int | None:
@@ -96,7 +86,7 @@ def vm_from_row(row: Row) -> Vm:
             memory_bytes=row["memory_bytes"],
             data_disk_bytes=row["data_disk_bytes"],
             restart_policy=policy,
-            # What an older hypervisor wrote into the log has no such field.
+            # What an older hypervisor wrote into the journal has no such field.
             cold_start=ColdStart(row.get("cold_start", ColdStart.ON_REQUEST)),
         ),
         desired=DesiredState(row["desired"]),
@@ -119,7 +109,7 @@ def vm_from_row(row: Row) -> Vm:
 
 
 def vm_to_json(vm: Vm) -> str:
-    """Return a VM as it is kept in the log and in stored answers."""
+    """Return a VM as it is kept in the journal."""
     return json.dumps(vm_to_row(vm), separators=(",", ":"))
 
 
@@ -226,30 +216,3 @@ def drain_from_row(row: Row) -> Drain:
         generation=row["generation"],
         due=from_micros(row["due"]),
     )
-
-
-def current_route_to_json(current: CurrentRoute) -> str:
-    """Return a route and what it served as they are kept in stored answers."""
-    status = current.status
-    served = {
-        "user_id": current.user_id,
-        "state": status.state.value,
-        "served_epoch": status.epoch,
-        "served_generation": status.generation,
-        "reason": status.reason,
-        "message": status.message,
-    }
-    return json.dumps(route_to_row(current.route) | served, separators=(",", ":"))
-
-
-def current_route_from_json(document: str) -> CurrentRoute:
-    """Return the route of `current_route_to_json`."""
-    row = json.loads(document)
-    status = RouteStatus(
-        state=RouteState(row["state"]),
-        epoch=row["served_epoch"],
-        generation=row["served_generation"],
-        reason=row["reason"],
-        message=row["message"],
-    )
-    return CurrentRoute(route=route_from_row(row), user_id=UserId(row["user_id"]), status=status)

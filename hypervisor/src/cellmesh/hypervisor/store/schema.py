@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Connection,
     ForeignKey,
     Index,
     Integer,
@@ -17,8 +14,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    text,
 )
+
+from cellmesh.service.store import Schema, answers_table, journal_table, state_table
 
 METADATA = MetaData()
 
@@ -28,10 +26,6 @@ NODE = Table(
     Column("id", Integer, primary_key=True),
     Column("node_id", String, nullable=False),
     Column("draining", Boolean, nullable=False),
-    # Events up to here are no longer kept.
-    Column("pruned_sequence", BigInteger, nullable=False),
-    # Signs page and resume tokens, so that they outlive a restart.
-    Column("token_key", LargeBinary, nullable=False),
 )
 
 VMS = Table(
@@ -114,34 +108,19 @@ DRAINS = Table(
     Column("due", BigInteger, nullable=False),
 )
 
-EVENTS = Table(
+EVENTS = journal_table(
     "events",
     METADATA,
-    Column("sequence", Integer, primary_key=True),
-    Column("time", BigInteger, nullable=False),
     Column("vm_id", String, nullable=False),
     Column("container_name", String, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("generation", BigInteger, nullable=False),
-    Column("trace_id", String, nullable=False),
     # Null in an entry that is only a new revision of a VM.
     Column("kind", String),
     Column("payload", Text),
     # The VM as it was after the change; null in an entry that changed none.
     Column("vm", Text),
     Index("events_of_vm", "vm_id", "sequence"),
-    # A sequence is never given twice, even after the newest rows were pruned.
-    sqlite_autoincrement=True,
-)
-
-REQUESTS = Table(
-    "requests",
-    METADATA,
-    Column("method", String, primary_key=True),
-    Column("request_id", String, primary_key=True),
-    Column("fingerprint", LargeBinary, nullable=False),
-    Column("answer", Text, nullable=False),
-    Column("time", BigInteger, nullable=False, index=True),
 )
 
 AGENT_BOOTS = Table(
@@ -186,29 +165,32 @@ _DRAINS = (
 )
 
 
-# Step n brings a database of version n + 1 to version n + 2; a new one is made as the last. Steps are only ever added.
-MIGRATIONS = (_ROUTES, _DRAINS)
-_VERSION = len(MIGRATIONS) + 1
+# Answers were JSON of four shapes; who repeats a request across this step is answered anew.
+_SERVICE = (
+    """CREATE TABLE service_state (
+           id INTEGER NOT NULL PRIMARY KEY,
+           token_key BLOB NOT NULL,
+           pruned_sequence BIGINT NOT NULL)""",
+    "INSERT INTO service_state SELECT 1, token_key, pruned_sequence FROM node",
+    "ALTER TABLE node DROP COLUMN token_key",
+    "ALTER TABLE node DROP COLUMN pruned_sequence",
+    "DROP TABLE requests",
+    """CREATE TABLE answers (
+           method VARCHAR NOT NULL,
+           request_id VARCHAR NOT NULL,
+           fingerprint BLOB NOT NULL,
+           refused BOOLEAN NOT NULL,
+           answer BLOB NOT NULL,
+           time BIGINT NOT NULL,
+           PRIMARY KEY (method, request_id))""",
+    "CREATE INDEX answers_by_time ON answers (time)",
+)
 
-
-class SchemaTooNew(Exception):
-    """The database was written by a later version of the hypervisor."""
-
-    def __init__(self, found: int) -> None:
-        super().__init__(
-            f"The database has schema version {found}, this hypervisor knows up to {_VERSION}; "
-            "install the version that wrote it, or a later one."
-        )
-
-
-def migrate(connection: Connection) -> None:
-    """Bring the database up to date; SchemaTooNew if a later version wrote it."""
-    found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
-    if found > _VERSION:
-        raise SchemaTooNew(found)
-    if found == 0:
-        METADATA.create_all(connection)
-    else:
-        for statement in itertools.chain.from_iterable(MIGRATIONS[found - 1 :]):
-            connection.exec_driver_sql(statement)
-    connection.execute(text(f"PRAGMA user_version = {_VERSION}"))
+SCHEMA = Schema(
+    service="hypervisor",
+    metadata=METADATA,
+    journal=EVENTS,
+    state=state_table(METADATA),
+    answers=answers_table(METADATA),
+    migrations=(_ROUTES, _DRAINS, _SERVICE),
+)

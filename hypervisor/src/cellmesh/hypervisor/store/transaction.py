@@ -1,9 +1,9 @@
-"""What can be read in one moment, and what can be changed in one transaction."""
+"""What is read of the node in one moment, and what is changed in one transaction."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -28,9 +28,10 @@ from cellmesh.hypervisor.domain.event import (
 from cellmesh.hypervisor.domain.route import Drain, Route
 from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
-from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, DRAINS, EVENTS, NODE, REQUESTS, ROUTES, VMS
-from cellmesh.hypervisor.store.sqlite import Connection
-from cellmesh.mesh.errors import RequestIdReused
+from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, DRAINS, EVENTS, NODE, ROUTES, VMS
+from cellmesh.service import store
+from cellmesh.service.store import Statements, from_micros, to_micros
+from cellmesh.service.store.connection import Connection
 
 # The statements of every step of every VM are built once: building one costs more than SQLite takes to run it.
 _VM = select(VMS).where(VMS.c.vm_id == bindparam("key"))
@@ -41,10 +42,6 @@ _NODE = select(NODE)
 _VM_COUNT = select(func.count()).select_from(VMS)
 _MEMORY = select(func.coalesce(func.sum(VMS.c.memory_bytes), 0)).where(
     VMS.c.state.in_([state.value for state in COMMITTED_STATES])
-)
-_LAST_SEQUENCE = select(func.coalesce(func.max(EVENTS.c.sequence), 0))
-_ANSWER = select(REQUESTS).where(
-    REQUESTS.c.method == bindparam("method"), REQUESTS.c.request_id == bindparam("request_id")
 )
 _ADD_VM = insert(VMS)
 _ADD_ROUTES = insert(ROUTES).inline()
@@ -58,11 +55,6 @@ _REMOVE_DRAIN = delete(DRAINS).where(*(column == bindparam(column.name) for colu
 _CANCEL_DRAINS = delete(DRAINS).where(
     *(column == bindparam(column.name) for column in (DRAINS.c.vm_id, DRAINS.c.prefix, DRAINS.c.container))
 )
-_ADD_ENTRY = insert(EVENTS).inline()
-_ADD_ANSWER = upsert(REQUESTS)
-_PUT_ANSWER = _ADD_ANSWER.on_conflict_do_update(
-    index_elements=["method", "request_id"], set_=dict(_ADD_ANSWER.excluded)
-)
 
 
 @functools.cache
@@ -74,16 +66,7 @@ def _entries(*, of_vm: bool, events_only: bool, vms_only: bool) -> Select[Any]:
         query = query.where(EVENTS.c.kind.is_not(None))
     if vms_only:
         query = query.where(EVENTS.c.vm.is_not(None))
-    return query.order_by(EVENTS.c.sequence).limit(bindparam("most"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """One wish of a caller: the same `request_id` with the same `fingerprint` is the same wish."""
-
-    method: str
-    request_id: str
-    fingerprint: bytes
+    return query.order_by(EVENTS.c.sequence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +75,6 @@ class Node:
 
     node_id: str
     draining: bool
-    pruned_sequence: int
-    token_key: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +85,8 @@ class Boot:
     discard_layers: bool
 
 
-class Reading:
-    """The state as it was at one moment."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+class Reading(store.Reading):
+    """The state of the node as it was at one moment."""
 
     async def vm(self, vm_id: str) -> Vm | None:
         """Return the VM, or None."""
@@ -128,7 +106,7 @@ class Reading:
         if states:
             query = query.where(VMS.c.state.in_([state.value for state in states]))
         if after is not None:
-            created, vm_id = rows.to_micros(after[0]), after[1]
+            created, vm_id = to_micros(after[0]), after[1]
             query = query.where(
                 (VMS.c.create_time > created) | ((VMS.c.create_time == created) & (VMS.c.vm_id > vm_id))
             )
@@ -172,41 +150,22 @@ class Reading:
     async def node(self) -> Node:
         """Return what is kept of the node."""
         (row,) = await self._connection.execute(_NODE)
-        return Node(
-            node_id=row["node_id"],
-            draining=row["draining"],
-            pruned_sequence=row["pruned_sequence"],
-            token_key=row["token_key"],
-        )
-
-    async def last_sequence(self) -> int:
-        """Return the sequence of the newest entry of the log, 0 if there is none."""
-        return await self._connection.scalar(_LAST_SEQUENCE)
+        return Node(node_id=row["node_id"], draining=row["draining"])
 
     async def entries(
         self, *, after: int, limit: int, vm_id: str = "", events_only: bool = False, vms_only: bool = False
     ) -> Sequence[Entry]:
-        """Return entries of the log after a sequence, oldest first."""
+        """Return entries of the journal after a sequence, oldest first."""
         query = _entries(of_vm=bool(vm_id), events_only=events_only, vms_only=vms_only)
-        values = {"after": after, "most": limit, **({"key": vm_id} if vm_id else {})}
-        return [_entry(dict(row)) for row in await self._connection.execute(query, values)]
-
-    async def answer(self, intent: Intent) -> str | None:
-        """Return the first answer to an intent, or None; RequestIdReused if the id was used for another request."""
-        found = await self._connection.execute(_ANSWER, {"method": intent.method, "request_id": intent.request_id})
-        if not found:
-            return None
-        if found[0]["fingerprint"] != intent.fingerprint:
-            raise RequestIdReused(
-                f"request_id {intent.request_id} was used for another request; choose a new one for a new intent."
-            )
-        return str(found[0]["answer"])
+        values = {"key": vm_id} if vm_id else {}
+        return [entry(row) for row in await self.rows(query, after=after, limit=limit, **values)]
 
 
-def _entry(row: rows.Row) -> Entry:
+def entry(row: Mapping[Any, Any]) -> Entry:
+    """Return the entry of a row of the journal."""
     return Entry(
         sequence=row["sequence"],
-        time=rows.from_micros(row["time"]),
+        time=from_micros(row["time"]),
         subject=Subject(
             vm_id=row["vm_id"],
             container_name=row["container_name"],
@@ -219,16 +178,11 @@ def _entry(row: rows.Row) -> Entry:
     )
 
 
-class Transaction(Reading):
-    """Changes that are committed together with their events, or not at all."""
+class Transaction(store.Transaction, Reading):
+    """Changes of the node that are committed together with their events, or not at all."""
 
-    def __init__(self, connection: Connection, *, now: datetime, trace_id: str) -> None:
-        super().__init__(connection)
-        self.now = now
-        self._trace_id = trace_id
-        self.touched: set[str] = set()
-        # Called once all is committed, whatever becomes of who committed it.
-        self.follow_ups: list[Callable[[], None]] = []
+    def __init__(self, connection: Connection, statements: Statements, *, now: datetime, trace_id: str) -> None:
+        super().__init__(connection, statements, now=now, trace_id=trace_id)
         # What this transaction stored last, by VM, container and route; None is one that is gone.
         self.stored_vms: dict[str, Vm | None] = {}
         self.stored_containers: dict[tuple[str, str], Container | None] = {}
@@ -240,7 +194,7 @@ class Transaction(Reading):
         await self._log_vm(vm, None)
 
     async def save_vm(self, vm: Vm, before: Vm) -> Vm:
-        """Store a VM that was `before` and return it as stored; a DELETED one leaves only its last entry in the log."""
+        """Store a VM that was `before` and return it as stored; a DELETED one leaves only its last entry."""
         if vm == before:
             return vm
         vm = replace(vm, revision=before.revision + 1, update_time=self.now)
@@ -285,7 +239,7 @@ class Transaction(Reading):
         return container
 
     async def delete_container(self, container: Container, *, persistent_paths: bool) -> None:
-        """Remove a container with the drains of routes to it; the log says what was removed with it."""
+        """Remove a container with the drains of routes to it; the journal says what was removed with it."""
         key = (container.vm_id, container.name)
         await self._connection.execute(
             delete(CONTAINERS).where(CONTAINERS.c.vm_id == key[0], CONTAINERS.c.name == key[1])
@@ -301,7 +255,7 @@ class Transaction(Reading):
         self.stored_containers[key] = None
 
     async def delete_route(self, route: Route) -> None:
-        """Remove a route; what made that necessary is what the log tells."""
+        """Remove a route; the journal has what made that necessary."""
         await self._connection.execute(
             delete(ROUTES).where(ROUTES.c.vm_id == route.vm_id, ROUTES.c.prefix == route.prefix)
         )
@@ -309,7 +263,7 @@ class Transaction(Reading):
         self.stored_routes[route.vm_id, route.prefix] = None
 
     async def add_routes(self, routes: Sequence[Route]) -> None:
-        """Store new routes of a VM; what made them necessary is what the log tells."""
+        """Store new routes of a VM; the journal has what made them necessary."""
         await self._connection.execute(_ADD_ROUTES, [rows.route_to_row(route) for route in routes])
         for route in routes:
             self.touched.add(route.vm_id)
@@ -342,42 +296,31 @@ class Transaction(Reading):
         self._connection.write(_CANCEL_DRAINS, {"vm_id": vm_id, "prefix": prefix, "container": container})
 
     async def log(self, subject: Subject, payload: Payload | None, *, vm: Vm | None = None) -> None:
-        """Append one entry to the log."""
+        """Append one entry to the journal."""
         kind, fields = (None, None) if payload is None else payloads.to_json(payload)
-        self._connection.write(
-            _ADD_ENTRY,
-            {
-                "time": rows.to_micros(self.now),
-                "vm_id": subject.vm_id,
-                "container_name": subject.container_name,
-                "epoch": subject.epoch,
-                "generation": subject.generation,
-                "trace_id": self._trace_id,
-                "kind": kind,
-                "payload": fields,
-                "vm": None if vm is None else rows.vm_to_json(vm),
-            },
-        )
-        self.touched.add(subject.vm_id)
+        values = {
+            "vm_id": subject.vm_id,
+            "container_name": subject.container_name,
+            "epoch": subject.epoch,
+            "generation": subject.generation,
+            "kind": kind,
+            "payload": fields,
+            "vm": None if vm is None else rows.vm_to_json(vm),
+        }
+        await self.append(values, key=subject.vm_id)
 
     async def add_boot(self, vm_id: str, epoch: int, boot: Boot) -> None:
         """Store which boot an epoch belongs to."""
         values = {"vm_id": vm_id, "epoch": epoch, "boot_id": boot.boot_id, "discard_layers": boot.discard_layers}
-        await self._connection.execute(insert(AGENT_BOOTS).values(**values, time=rows.to_micros(self.now)))
+        await self._connection.execute(insert(AGENT_BOOTS).values(**values, time=to_micros(self.now)))
         await self._connection.execute(
             delete(AGENT_BOOTS).where(AGENT_BOOTS.c.vm_id == vm_id, AGENT_BOOTS.c.epoch < epoch)
         )
 
-    async def put_answer(self, intent: Intent, answer: str) -> None:
-        """Store the answer to an intent; a later one replaces it."""
-        row = {
-            "method": intent.method,
-            "request_id": intent.request_id,
-            "fingerprint": intent.fingerprint,
-            "answer": answer,
-            "time": rows.to_micros(self.now),
-        }
-        self._connection.write(_PUT_ANSWER, row)
+    async def name_node(self, node_id: str) -> None:
+        """Store the id of the node, unless it has one."""
+        if not await self._connection.execute(_NODE):
+            await self._connection.execute(insert(NODE).values(id=1, node_id=node_id, draining=False))
 
     async def set_draining(self, *, draining: bool) -> None:
         """Store whether the node takes new VMs."""
@@ -385,14 +328,6 @@ class Transaction(Reading):
         if before.draining != draining:
             await self._connection.execute(update(NODE).values(draining=draining))
             await self.log(Subject(), NodeDrainChanged(draining=draining))
-
-    async def prune(self, *, keep_entries: int, answers_before: datetime) -> None:
-        """Forget all but the newest entries of the log, and answers older than a moment."""
-        last = await self.last_sequence() - keep_entries
-        if last > (await self.node()).pruned_sequence:
-            await self._connection.execute(delete(EVENTS).where(EVENTS.c.sequence <= last))
-            await self._connection.execute(update(NODE).values(pruned_sequence=last))
-        await self._connection.execute(delete(REQUESTS).where(REQUESTS.c.time < rows.to_micros(answers_before)))
 
 
 def _container_events(container: Container, before: Container | None) -> list[Payload]:

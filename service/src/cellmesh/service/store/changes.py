@@ -1,4 +1,4 @@
-"""Who waits for a change, by VM: a hint to look again, never the news itself, so none can be lost."""
+"""Notifies waiters of changes, by key: a hint to read again, never the change itself, so that none can be lost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 ALL = "*"
+"""Every key."""
 
 
-class News:
+class ChangedKeys:
     """The keys that changed since they were last taken."""
 
     def __init__(self) -> None:
@@ -22,7 +23,7 @@ class News:
         self._some.set()
 
     async def take(self) -> Collection[str]:
-        """Return what changed, as soon as anything did."""
+        """Return the keys that changed, once there are any."""
         await self._some.wait()
         self._some.clear()
         taken, self._keys = self._keys, set()
@@ -30,25 +31,25 @@ class News:
 
 
 class Changes:
-    """Wakes whoever watches a VM, or everything (`ALL`), after each commit that touched it."""
+    """Notifies those who wait for a change of a key, or of any key (`ALL`), after each commit that changed it."""
 
     def __init__(self) -> None:
         self._watchers: dict[str, set[asyncio.Event]] = {}
-        self._collectors: set[News] = set()
+        self._collectors: set[ChangedKeys] = set()
 
     @contextmanager
-    def collected(self) -> Iterator[News]:
-        """Yield what tells which keys changed, for one who looks after all of them and cannot look at each."""
-        news = News()
-        self._collectors.add(news)
+    def collected(self) -> Iterator[ChangedKeys]:
+        """Collect the keys that change, for a reader of all of them that cannot read each every time."""
+        changed = ChangedKeys()
+        self._collectors.add(changed)
         try:
-            yield news
+            yield changed
         finally:
-            self._collectors.discard(news)
+            self._collectors.discard(changed)
 
     @contextmanager
     def watched(self, key: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set after each change of `key`; clear it before looking."""
+        """Yield an event that is set after each change of `key`; clear it before reading."""
         event = asyncio.Event()
         self._watchers.setdefault(key, set()).add(event)
         try:
@@ -60,10 +61,10 @@ class Changes:
                 del self._watchers[key]
 
     def notify(self, keys: Collection[str]) -> None:
-        """Wake the watchers of these keys and of everything."""
+        """Notify those who wait for these keys, or for any."""
         if keys:
-            for news in self._collectors:
-                news.add(keys)
+            for collector in self._collectors:
+                collector.add(keys)
             for key in (*keys, ALL):
                 for event in self._watchers.get(key, ()):
                     event.set()

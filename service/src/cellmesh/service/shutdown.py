@@ -1,21 +1,22 @@
-"""The end of calls that would otherwise outlast the hypervisor: told, not cut."""
+"""The end of calls that would otherwise outlast their service: with an error that says so, not with a broken stream."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
-from cellmesh.hypervisor.domain.errors import NodeShuttingDown
+from cellmesh.mesh.errors import MeshError
 
 _PATIENCE = 1.0
 _FLUSH = 0.2
 
 
 class Shutdown:
-    """Ends every wait and stream that is entered, once it begins, with NodeShuttingDown."""
+    """Ends every wait and stream that is entered, once it begins, with the error that `error` makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Callable[[], MeshError]) -> None:
+        self._error = error
         self._begun = False
         self._open: set[asyncio.Timeout] = set()
         self._left = asyncio.Event()
@@ -26,20 +27,20 @@ class Shutdown:
         now = asyncio.get_running_loop().time()
         for limit in self._open:
             limit.reschedule(now)
-        # Connections are closed next; who is on one should have heard why by then.
+        # Connections are closed next; their clients should have heard why by then.
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 while self._open:
                     self._left.clear()
                     await self._left.wait()
-        # What was left has ended, but its status is written a moment later; gRPC has no word for when it has gone out.
+        # Each has ended, but its status is written a moment later, and gRPC does not say when.
         await asyncio.sleep(_FLUSH)
 
     @asynccontextmanager
     async def ends(self) -> AsyncIterator[None]:
-        """Run inside until the hypervisor stops; then NodeShuttingDown is raised there."""
+        """Run inside until the service stops; then its error is raised there."""
         if self._begun:
-            raise NodeShuttingDown
+            raise self._error()
         limit = asyncio.timeout(None)
         self._open.add(limit)
         try:
@@ -48,7 +49,7 @@ class Shutdown:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise NodeShuttingDown from None
+            raise self._error() from None
         finally:
             self._open.discard(limit)
             self._left.set()

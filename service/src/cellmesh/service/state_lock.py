@@ -1,4 +1,4 @@
-"""One hypervisor per state directory: a lock the kernel frees when its holder dies, however it dies."""
+"""One process of a service per state directory: a lock the kernel frees when its holder dies, however it dies."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from cellmesh.service.errors import Unusable
+
 # A child that was just forked has a copy of the lock until its exec, even if its parent has been killed meanwhile.
 _PATIENCE = 1.0
 _PAUSE = 0.02
 
 
-class StateInUse(Exception):
-    """Another hypervisor works on the same state directory."""
+class StateInUse(Unusable):
+    """Another process of the service works on the same state directory."""
 
-    def __init__(self, path: Path, holder: str) -> None:
+    def __init__(self, path: Path, service: str, holder: str) -> None:
         super().__init__(
-            f"Another hypervisor (pid {holder or 'unknown'}) holds {path}; "
+            f"Another {service} (pid {holder or 'unknown'}) holds {path}; "
             "stop it first, or give this one another CELLMESH_STATE_DIR."
         )
 
 
 class StateLock:
-    """Holds `<state>/hypervisor.lock` for as long as it is entered; StateInUse if somebody else does for a second."""
+    """Holds `<state>/<service>.lock` for as long as it is entered; StateInUse if another does for a second."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / "hypervisor.lock"
+    def __init__(self, state_dir: Path, service: str) -> None:
+        self._service = service
+        self._path = state_dir / f"{service}.lock"
         self._descriptor = -1
 
     def __enter__(self) -> StateLock:
@@ -36,7 +39,7 @@ class StateLock:
         if not _locked(descriptor):
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
-            raise StateInUse(self._path, holder)
+            raise StateInUse(self._path, self._service, holder)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor

@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from cellmesh.hypervisor.domain.errors import NodeShuttingDown
-from cellmesh.hypervisor.servicers.shutdown import Shutdown
+from cellmesh.service.shutdown import Shutdown
 
 pytestmark = pytest.mark.asyncio
 
 
 async def test_what_waits_is_ended_and_what_comes_later_is_refused() -> None:
     """A wait that would last for ever ends with NodeShuttingDown before `begin` returns, and nothing new is let in."""
-    shutdown, entered = Shutdown(), asyncio.Event()
+    shutdown, entered = Shutdown(NodeShuttingDown), asyncio.Event()
 
     async def wait() -> None:
         async with shutdown.ends():
@@ -33,7 +33,7 @@ async def test_what_waits_is_ended_and_what_comes_later_is_refused() -> None:
 
 async def test_a_timeout_of_the_call_itself_is_not_a_shutdown() -> None:
     """A TimeoutError from within passes through as it is."""
-    shutdown = Shutdown()
+    shutdown = Shutdown(NodeShuttingDown)
 
     async def time_out() -> None:
         async with shutdown.ends():
