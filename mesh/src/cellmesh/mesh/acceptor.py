@@ -61,7 +61,8 @@ class Acceptor:
             made.enter_context(unix_socket.claim(path))
             self._socket = made.enter_context(socket.socket(socket.AF_UNIX))
             self._socket.settimeout(0)
-            self._socket.bind(str(path))
+            with unix_socket.closed():
+                self._socket.bind(str(path))
             self._claim = made.pop_all()
 
     def start(self) -> None:
