@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -130,10 +130,33 @@ async def crowd(vms: int, *, defect: str = "") -> AsyncIterator[Crowd]:
         yield Crowd(it=it, neighbour=first, hostile=hostile, other=other, others=alone)
 
 
+class Attack:
+    """The processes that play hostile VMs, and what each said last of what it did."""
+
+    def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
+        self._processes = processes
+        self._said: dict[int, dict[str, int]] = {}
+
+    async def listen(self, process: asyncio.subprocess.Process) -> None:
+        """Take down what one says until it is killed."""
+        assert process.stdout is not None
+        async for line in process.stdout:
+            if line.endswith(b"\n"):
+                self._said[process.pid] = json.loads(line)
+
+    def done(self) -> dict[str, int]:
+        """Return how often all of them together tried to connect, did, and had a connection ended."""
+        return {name: sum(said[name] for said in self._said.values()) for name in ("tried", "connected", "ended")}
+
+    def is_whole(self) -> bool:
+        """Tell whether all connections there can be were tried: those who play the VMs get little of a busy machine."""
+        done = self.done()
+        return len(self._said) == len(self._processes) and done["tried"] > VMS * 1023 and done["ended"] > VMS
+
+
 @asynccontextmanager
-async def attacking(sockets: list[str]) -> AsyncIterator[dict[str, int]]:
-    """Attack inside; what was done stands in the yielded numbers afterwards."""
-    done: dict[str, int] = {}
+async def attacking(sockets: list[str]) -> AsyncIterator[Attack]:
+    """Attack inside."""
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     processes = [
         await asyncio.create_subprocess_exec(
@@ -143,26 +166,27 @@ async def attacking(sockets: list[str]) -> AsyncIterator[dict[str, int]]:
         )
         for number in range(ATTACKERS)
     ]
+    attack = Attack(processes)
+    listening = [asyncio.create_task(attack.listen(process)) for process in processes]
     try:
-        yield done
+        yield attack
     finally:
         for process in processes:
             process.kill()
         for process in processes:
-            lines = (await process.communicate())[0].splitlines()
-            for name, number in json.loads(lines[-1]).items() if lines else ():
-                done[name] = done.get(name, 0) + number
+            await process.wait()
+        await asyncio.gather(*listening)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_a_crowd_of_hostile_vms_costs_nothing_that_grows() -> None:
     """Memory, descriptors, a neighbour's health and `vm ls` are about as they are without the attack."""
     async with crowd(VMS) as it:
         quiet = await it.look(LOOK_SECONDS)
         memory, files = it.size()
-        async with attacking(it.sockets()) as done:
-            looks = [await it.look(LOOK_SECONDS)]
-            while len(looks) < LOOKS and (len(looks) < 2 or min(look.ratio for look in looks) > SLOWER):
+        async with attacking(it.sockets()) as attack:
+            looks = [await it.look(LOOK_SECONDS), await it.look(LOOK_SECONDS)]
+            while not attack.is_whole() or (len(looks) < LOOKS and min(look.ratio for look in looks) > SLOWER):
                 looks.append(await it.look(LOOK_SECONDS))
         seen = min(looks, key=lambda look: look.ratio)
         tables.write(
@@ -173,11 +197,9 @@ async def test_a_crowd_of_hostile_vms_costs_nothing_that_grows() -> None:
                 ("the same beside it, ms", f"{1000 * p95(quiet.there):.1f}", f"{1000 * p95(seen.there):.1f}"),
                 ("memory, MiB", f"{memory / 2**20:.1f}", f"{max(look.memory for look in looks) / 2**20:.1f}"),
                 ("descriptors", files, max(look.files for look in looks)),
-                *((f"connections: {name}", 0, number) for name, number in done.items()),
+                *((f"connections: {name}", 0, number) for name, number in attack.done().items()),
             ),
         )
-        assert done["tried"] > VMS * 1023
-        assert done["ended"] > VMS
         assert [fault for look in looks for fault in look.faults(memory, files)] == []
         assert seen.ratio <= SLOWER
 
