@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,35 @@ async def test_the_database_is_its_owners(tmp_path: Path) -> None:
             "notes.db-wal": "0o600",
             "notes.db-shm": "0o600",
         }
+
+
+async def test_one_that_is_cancelled_at_its_end_undoes_itself_alone(tmp_path: Path) -> None:
+    """Those that share its commit are committed."""
+    go, entered, ending = threading.Event(), asyncio.Event(), asyncio.Event()
+    held: list[asyncio.Future[bool]] = []
+
+    async def add(notes: Notes, name: str) -> None:
+        async with notes.transaction() as tx:
+            if name == "first":
+                # Others come in behind it, so that it does not commit by itself.
+                entered.set()
+                await asyncio.sleep(0.05)
+            if name == "second":
+                await tx.names()
+                # What its thread does before it gets to the end of this transaction.
+                held.append(notes._writer.submit(lambda _: go.wait(60)))
+                ending.set()
+            await tx.add_named(name)
+
+    async with Notes.opened(tmp_path / "notes.db") as notes, asyncio.timeout(120):
+        first = asyncio.create_task(add(notes, "first"))
+        await entered.wait()
+        second, third = (asyncio.create_task(add(notes, name)) for name in ("second", "third"))
+        await ending.wait()
+        await asyncio.sleep(0)
+        second.cancel()
+        go.set()
+        outcomes = await asyncio.gather(first, second, third, return_exceptions=True)
+        assert [type(outcome).__name__ for outcome in outcomes] == ["NoneType", "CancelledError", "NoneType"]
+        async with notes.reading() as reading:
+            assert list(await reading.names()) == ["first", "third"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -302,3 +303,28 @@ async def test_who_is_answered_sees_what_others_committed(notes: Notes) -> None:
 
     async with asyncio.timeout(SECONDS):
         assert await asyncio.gather(*(one(number) for number in range(50))) == list(range(1, 51))
+
+
+async def test_cancelling_at_any_moment_hurts_nobody_else(notes: Notes) -> None:
+    """Of hundreds of transactions many are cancelled wherever they are: the others are stored, whole."""
+    chosen = random.Random(11)  # noqa: S311  # it decides about moments only
+
+    async def one(number: int) -> None:
+        async with notes.transaction(alone=number % 17 == 0) as tx:
+            await tx.add_named(f"{number:03}")
+            if number % 3:
+                await tx.note(f"{number:03}")
+
+    async with asyncio.timeout(SECONDS):
+        tasks = [asyncio.create_task(one(number)) for number in range(300)]
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(chosen.random() / 500)
+            open_ = [task for task in tasks if not task.done()]
+            for task in open_[: chosen.randrange(3)]:
+                task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {type(None), asyncio.CancelledError}
+    done = {f"{number:03}" for number, outcome in enumerate(outcomes) if outcome is None}
+    names, entries = await stored(notes)
+    assert done <= set(names)
+    assert sorted(entries) == names

@@ -43,10 +43,11 @@ class Connection:
         """Execute a statement that returns nothing with the next step, which fails if this statement does."""
         self._writes.append((statement, values))
 
-    def forget(self) -> Sequence[Executable]:
-        """Do not execute what was written since the last step, and return it."""
-        writes, self._writes = self._writes, []
-        return [statement for statement, _ in writes]
+    def forget(self, since: Executable | None = None) -> bool:
+        """Do not execute what was written after the last step, from `since` on; tell whether that was among it."""
+        kept = next((index for index, (statement, _) in enumerate(self._writes) if statement is since), None)
+        del self._writes[kept or 0 :]
+        return kept is not None
 
     async def execute(self, statement: Executable, values: Values | None = None) -> Sequence[RowMapping]:
         """Execute a statement, once for each of several values, and return its rows."""

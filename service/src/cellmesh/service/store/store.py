@@ -142,9 +142,10 @@ class Store(Generic[R, T]):
             self._commit(group)
             await group.wait()
             return
-        if group.members:
-            self._writer.write(_KEEP)
         await self._writer.flush()
+        if group.members:
+            # With the next step, not awaited: whoever is cancelled has either kept all by now, or can still undo it.
+            self._writer.write(_KEEP)
         group.members.append(transaction)
         if group.committer is None:
             # Behind all who wait now, so that they come along.
@@ -156,10 +157,9 @@ class Store(Generic[R, T]):
         """Undo what a transaction did and leave the others of its group as they are, unless the database is gone."""
         if group.is_committing:
             return
-        unsent = self._writer.forget()
+        if self._writer.forget(_SAVE):
+            return
         if group.members:
-            if _SAVE in unsent:
-                return
             self._writer.write(_UNDO)
             self._writer.write(_KEEP)
             try:
