@@ -145,5 +145,7 @@ async def test_root_changes_no_limit_and_no_setting(cell: Cell) -> None:
 async def test_root_moves_no_file_to_another_account(cell: Cell) -> None:
     """Prove that layer and persistent paths are counted for the container, and that its root can't change that."""
     lasting = [container_pb2.PersistentPath(path="/srv/lasting")]
-    async with cell.running("lasting", "sleep", "86400", image="root", persistent_paths=lasting) as box:
+    # A name of its own each time: in a guest without walls, what an earlier one left is in another account.
+    name = f"lasting-{uuid.uuid4().hex[:8]}"
+    async with cell.running(name, "sleep", "86400", image="root", persistent_paths=lasting) as box:
         assert await tell(box, walls.PROJECTS) == {"counted": True}

@@ -70,7 +70,7 @@ TABLE: Mapping[str, tuple[str, str]] = {
     "state/images/IMAGE/vmlinuz": ("-rw-r--r--", "us"),
     "state/images/default-guest": ("-rw-r--r--", "us"),
     "state/templates": ("drwx------", "us"),
-    "state/templates/ext4-2147483648.raw": ("-rw-------", "us"),
+    "state/templates/ext4-projects-2147483648.raw": ("-rw-------", "us"),
     "state/uids": ("drwx------", "us"),
     "state/uids/600000": ("-rw-------", "us"),
     "state/vm": ("drwx--x--x", "us"),

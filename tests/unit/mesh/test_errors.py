@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cellmesh.api.common.v1 import error_reason_pb2
 from cellmesh.mesh import errors, status
 from cellmesh.mesh.errors import Code, FieldViolation, MeshError, RemoteError, sanitize
+from cellmesh.service.store.errors import StoreUnavailable
 
 
 class DiskFull(MeshError):
@@ -40,14 +41,14 @@ def test_error_survives_the_wire() -> None:
 
 
 def test_common_reasons_have_a_class_each() -> None:
-    """Every reason of the common contract is raised by exactly one class here."""
+    """Every reason of the common contract is raised by exactly one class."""
     prefix = "ERROR_REASON_"
     contract = {name.removeprefix(prefix) for name in error_reason_pb2.ErrorReason.DESCRIPTOR.values_by_name} - {
         "UNSPECIFIED"
     }
     own = [
         kind.__dict__["reason"]
-        for kind in vars(errors).values()
+        for kind in (*vars(errors).values(), StoreUnavailable)
         if isinstance(kind, type) and issubclass(kind, MeshError) and "reason" in kind.__dict__
     ]
     assert sorted(own) == sorted(contract)
