@@ -10,7 +10,7 @@ import ssl
 import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -31,6 +31,10 @@ async def up(it: Stage) -> AsyncIterator[tuple[asyncio.subprocess.Process, Mappi
         if process.returncode is None:
             assert await interrupt(process) == 0
     finally:
+        if process.returncode is None:
+            # After a failure too, it is to end what it started; killed, it would leave that behind.
+            with suppress(TimeoutError):
+                await interrupt(process)
         if process.returncode is None:
             process.kill()
             await process.wait()
