@@ -98,8 +98,6 @@ async def test_no_request_breaks_the_agent(
         given = filter(may_meet, mutants(method.input_type, KNOWN))
         outcomes = [(mutant, await call(to, method, mutant.data, seconds=20)) for mutant in given]
         # The agent checks less than the contract says, so what breaks a rule may be granted here.
-        judged = [
-            fault(Mutant(field=m.field, kind=m.kind, data=m.data), outcome, most=MOST) for m, outcome in outcomes
-        ]
+        judged = [fault(Mutant(field=m.field, kind=m.kind, data=m.data), outcome, most=MOST) for m, outcome in outcomes]
         assert [each for each in judged if each] == []
         assert (await call(to, by_name["ListContainers"], b"")).code == "OK"
