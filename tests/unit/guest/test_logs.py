@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from cellmesh.guest.containers.logs import LogRing, Logs, Stream
+import asyncio
+import os
+
+import pytest
+
+from cellmesh.guest.containers import logs
+from cellmesh.guest.containers.logs import LogRing, Logs, OutputReader, Stream
 
 
 class _Clock:
@@ -99,3 +105,47 @@ def test_the_two_newest_generations_are_kept() -> None:
     assert logs.find(1) is None
     assert logs.find(0) == (3, logs.find(3)[1])  # type: ignore[index]
     assert logs.dropped_unread == 7
+
+
+async def _reads(turns: int) -> tuple[int, float]:
+    """Write at each turn of the loop; return how often the reader read, and the seconds that took."""
+    loop, ring = asyncio.get_running_loop(), LogRing()
+    read_end, write_end = os.pipe()
+    reader = OutputReader(read_end, Stream.STDOUT, ring)
+    reads = end = 0
+    began = loop.time()
+    for _ in range(turns):
+        os.write(write_end, b"x")
+        await asyncio.sleep(0)
+        reads += ring.end > end
+        end = ring.end
+    took = loop.time() - began
+    reader.close()
+    os.close(write_end)
+    return reads, took
+
+
+@pytest.mark.asyncio
+async def test_who_writes_without_end_is_read_at_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output is read at most a hundred times in a second, however it is written. Control: without a pause, far more."""
+    reads, took = await _reads(4000)
+    assert 0 < reads <= took / 0.01 + 1
+    monkeypatch.setattr(logs, "_PAUSE", 0)
+    reads, took = await _reads(4000)
+    assert reads >= 1000
+
+
+@pytest.mark.asyncio
+async def test_what_a_process_wrote_last_is_kept() -> None:
+    """The output that waits while reading pauses is there once the process has ended."""
+    ring = LogRing()
+    read_end, write_end = os.pipe()
+    reader = OutputReader(read_end, Stream.STDOUT, ring)
+    os.write(write_end, b"first ")
+    async with asyncio.timeout(30):
+        while not ring.end:  # noqa: ASYNC110  # the reader tells nobody
+            await asyncio.sleep(0)
+    os.write(write_end, b"last")
+    os.close(write_end)
+    reader.drain()
+    assert b"".join(chunk.data for chunk in ring.read(0).chunks) == b"first last"

@@ -17,6 +17,8 @@ _JOIN_BELOW = 4 << 10
 _JOIN_WITHIN = 0.1
 _CHUNK_COST = 128
 _KEPT_GENERATIONS = 2
+# At most 6.4 MB/s: who writes faster waits at its pipe, and the agent has time for the others.
+_PAUSE = 0.01
 
 
 class Stream(IntEnum):
@@ -148,7 +150,17 @@ class OutputReader:
         self._ring = ring
         self._loop = asyncio.get_running_loop()
         os.set_blocking(descriptor, False)
-        self._loop.add_reader(descriptor, self._read)
+        self._paused: asyncio.TimerHandle | None = None
+        self._watch()
+
+    def _watch(self) -> None:
+        self._paused = None
+        self._loop.add_reader(self._descriptor, self._read_and_pause)
+
+    def _read_and_pause(self) -> None:
+        if self._read():
+            self._loop.remove_reader(self._descriptor)
+            self._paused = self._loop.call_later(_PAUSE, self._watch)
 
     def _read(self) -> bool:
         try:
@@ -173,6 +185,8 @@ class OutputReader:
 
     def close(self) -> None:
         """Stop reading."""
+        if self._paused is not None:
+            self._paused.cancel()
         if self._descriptor >= 0:
             self._loop.remove_reader(self._descriptor)
             with contextlib.suppress(OSError):
