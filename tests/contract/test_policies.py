@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from cellmesh.api.options.v1 import method_pb2
 from cellmesh.mesh.identity import Role
-from cellmesh.mesh.policy import Retry, missing_policies, policy_of
+from cellmesh.mesh.policy import ActsFor, Retry, missing_policies, policy_of
 from support.contracts import ENVOYS, FILES, METHODS, path_of
 
 _READS = re.compile(r"^(Get|List|Watch|Stream|Check)[A-Z]")
@@ -85,12 +85,27 @@ def test_envoys_contracts_are_those_of_its_folder() -> None:
     }
 
 
-def _planted(option: method_pb2.MethodPolicy | None) -> list[str]:
-    """Return what the check says of a contract with one RPC of this policy."""
+def _planted(
+    option: method_pb2.MethodPolicy | None,
+    *,
+    name: str = "note",
+    user: method_pb2.UserField = method_pb2.USER_FIELD_UNSPECIFIED,
+    repeated: bool = False,
+) -> list[str]:
+    """Return what the check says of a contract with one RPC of this policy, whose request has one field."""
     file = descriptor_pb2.FileDescriptorProto(
         name="planted.proto", package="planted", syntax="proto3", dependency=[method_pb2.DESCRIPTOR.name]
     )
-    file.message_type.add(name="PlantRequest")
+    field_type = descriptor_pb2.FieldDescriptorProto
+    field = file.message_type.add(name="PlantRequest").field.add(
+        name=name,
+        number=1,
+        type=field_type.TYPE_STRING,
+        label=field_type.LABEL_REPEATED if repeated else field_type.LABEL_OPTIONAL,
+    )
+    if user:
+        of_field: Any = field.options.Extensions
+        of_field[method_pb2.user] = user
     file.message_type.add(name="PlantResponse")
     rpc = file.service.add(name="PlantService").method.add(
         name="Plant", input_type=".planted.PlantRequest", output_type=".planted.PlantResponse"
@@ -115,6 +130,7 @@ def _policy(**changes: Any) -> method_pb2.MethodPolicy:
         "retry": method_pb2.RETRY_CLASS_SAFE,
         "retry_budget": method_pb2.RetryBudget(max_attempts=3, percent=20),
         "callers": [method_pb2.ROLE_OPERATOR],
+        "acts_for_user": method_pb2.ACTS_FOR_USER_OPTIONAL,
     }
     return method_pb2.MethodPolicy(**{**whole, **changes})
 
@@ -139,6 +155,7 @@ def test_whole_policy_is_accepted() -> None:
         (_policy(callers=None), "nobody may call"),
         (_policy(callers=[method_pb2.ROLE_UNSPECIFIED]), "never granted"),
         (_policy(callers=[method_pb2.ROLE_OPERATOR] * 2), "twice"),
+        (_policy(acts_for_user=None), "acts_for_user is not set"),
     ],
 )
 def test_planted_fault_is_found(option: method_pb2.MethodPolicy | None, fault: str) -> None:
@@ -146,3 +163,38 @@ def test_planted_fault_is_found(option: method_pb2.MethodPolicy | None, fault: s
     found = _planted(option)
     assert len(found) >= 1
     assert any(line.startswith("/planted.PlantService/Plant: ") and fault in line for line in found)
+
+
+_NONE = method_pb2.ACTS_FOR_USER_NONE
+_ACTING = method_pb2.USER_FIELD_ACTING
+_SUBJECT = method_pb2.USER_FIELD_SUBJECT
+
+
+def test_field_that_says_what_its_user_stands_for_is_accepted() -> None:
+    """The plants below differ from these by what each is about."""
+    assert _planted(_policy(), name="user_id", user=_ACTING) == []
+    assert _planted(_policy(acts_for_user=_NONE), name="user_id", user=_SUBJECT) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "user", "changes", "repeated", "fault"),
+    [
+        ("user_id", method_pb2.USER_FIELD_UNSPECIFIED, {}, False, "user_id is named like a user"),
+        ("owner", method_pb2.USER_FIELD_UNSPECIFIED, {}, False, "owner is named like a user"),
+        ("user_id", _ACTING, {"acts_for_user": _NONE}, False, "acts for no user"),
+        ("user_ids", _ACTING, {}, True, "no single string"),
+        ("user_id", _SUBJECT, {}, False, "the RPC acts for a user"),
+    ],
+)
+def test_planted_field_that_names_a_user_is_found(
+    name: str, user: method_pb2.UserField, changes: dict[str, Any], repeated: bool, fault: str
+) -> None:
+    """A new field that is named like a user does not land before the contract says what its user stands for."""
+    assert any(fault in line for line in _planted(_policy(**changes), name=name, user=user, repeated=repeated))
+
+
+def test_every_rpc_says_whether_it_acts_for_a_user(method: MethodDescriptor) -> None:
+    """What a guest, the edge or the hypervisor itself calls acts for no user and cannot be made to."""
+    policy = policy_of(path_of(method))
+    if policy.callers & {Role.GUEST_AGENT, Role.HYPERVISOR, Role.EDGE}:
+        assert policy.acts_for is ActsFor.NONE

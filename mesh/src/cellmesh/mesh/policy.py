@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
 
 from cellmesh.api.options.v1 import method_pb2
 from cellmesh.mesh.identity import Role
@@ -27,7 +27,18 @@ class Retry(enum.IntEnum):
     REQUEST_ID = method_pb2.RETRY_CLASS_REQUEST_ID
 
 
+class ActsFor(enum.IntEnum):
+    """Whether an RPC acts for a user."""
+
+    NONE = method_pb2.ACTS_FOR_USER_NONE
+    OPTIONAL = method_pb2.ACTS_FOR_USER_OPTIONAL
+    REQUIRED = method_pb2.ACTS_FOR_USER_REQUIRED
+
+
 _RETRIES = frozenset(int(retry) for retry in Retry)
+_ACTS_FOR = frozenset(int(acts_for) for acts_for in ActsFor)
+# Words of field names that stand for a user.
+_USER_WORDS = frozenset({"user", "owner", "tenant", "subject", "principal", "account"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +57,10 @@ class MethodPolicy:
     """Retries allowed per hundred calls to the downstream."""
     callers: frozenset[Role]
     """Who may call."""
+    acts_for: ActsFor = ActsFor.NONE
+    """Whether it acts for a user."""
+    user_fields: tuple[str, ...] = ()
+    """Fields of the request that name the user the call acts for."""
 
     def seconds(self, wanted: float | None) -> float:
         """Return the seconds a call gets that wants this many, or brings no deadline."""
@@ -119,6 +134,10 @@ def _read(descriptor: MethodDescriptor) -> MethodPolicy:
         max_attempts=max(option.retry_budget.max_attempts, 1),
         retry_percent=option.retry_budget.percent,
         callers=frozenset(Role(role) for role in option.callers),
+        acts_for=ActsFor(option.acts_for_user),
+        user_fields=tuple(
+            field.name for field in descriptor.input_type.fields if user_field(field) == method_pb2.USER_FIELD_ACTING
+        ),
     )
 
 
@@ -148,6 +167,7 @@ def _faults(descriptor: MethodDescriptor) -> Iterator[str]:
     if len(set(option.callers)) != len(option.callers):
         yield "callers names a role twice"
     yield from _retry_faults(descriptor, option)
+    yield from _user_faults(descriptor, option)
 
 
 def _retry_faults(descriptor: MethodDescriptor, option: method_pb2.MethodPolicy) -> Iterator[str]:
@@ -161,3 +181,38 @@ def _retry_faults(descriptor: MethodDescriptor, option: method_pb2.MethodPolicy)
         yield f"retry_budget needs max_attempts of 2 to {MAX_ATTEMPTS} and percent of 1 to {MAX_PERCENT}"
     if option.retry == method_pb2.RETRY_CLASS_REQUEST_ID and "request_id" not in descriptor.input_type.fields_by_name:
         yield f"RETRY_CLASS_REQUEST_ID, but {descriptor.input_type.name} has no request_id"
+
+
+def user_field(field: FieldDescriptor) -> int:
+    """Return what the contract says of the user that a field names, a number of UserField."""
+    extensions: Any = field.GetOptions().Extensions
+    value: int = extensions[method_pb2.user]
+    return value
+
+
+def _user_faults(descriptor: MethodDescriptor, option: method_pb2.MethodPolicy) -> Iterator[str]:
+    if option.acts_for_user not in _ACTS_FOR:
+        yield "acts_for_user is not set"
+    for path, field in _fields(descriptor.input_type, "", frozenset()):
+        declared = user_field(field)
+        if declared == method_pb2.USER_FIELD_UNSPECIFIED:
+            if _USER_WORDS.intersection(field.name.split("_")):
+                yield f"{path} is named like a user and has no (cellmesh.api.options.v1.user)"
+        elif declared == method_pb2.USER_FIELD_ACTING:
+            if option.acts_for_user == method_pb2.ACTS_FOR_USER_NONE:
+                yield f"{path} is USER_FIELD_ACTING, but the RPC acts for no user"
+            # The server reads the field before the servicer does: one text, in the one message of a call.
+            if descriptor.client_streaming or "." in path or field.is_repeated or field.type != field.TYPE_STRING:
+                yield f"{path} is USER_FIELD_ACTING, but is no single string of a request that is not streamed"
+        elif option.acts_for_user != method_pb2.ACTS_FOR_USER_NONE:
+            yield f"{path} is USER_FIELD_SUBJECT, but the RPC acts for a user"
+
+
+def _fields(message: Descriptor, above: str, seen: frozenset[str]) -> Iterator[tuple[str, FieldDescriptor]]:
+    """Give each field that a message can hold, with its path; a message inside itself is looked at once."""
+    for field in message.fields:
+        path = f"{above}{field.name}"
+        yield path, field
+        inner = field.message_type
+        if inner is not None and inner.full_name not in seen:
+            yield from _fields(inner, f"{path}.", seen | {inner.full_name})

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)cellmesh/api/common/v1/error_reason.proto\x12\x16\x63\x65llmesh.api.common.v1*\xb8\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12#\n\x1f\x45RROR_REASON_CALLER_NOT_ALLOWED\x10\x02\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x03\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\x04\x12#\n\x1f\x45RROR_REASON_INVALID_PAGE_TOKEN\x10\x05\x12%\n!ERROR_REASON_INVALID_RESUME_TOKEN\x10\x06\x12%\n!ERROR_REASON_RESUME_TOKEN_EXPIRED\x10\x07\x12!\n\x1d\x45RROR_REASON_WATCHER_TOO_SLOW\x10\x08\x12\'\n#ERROR_REASON_DOWNSTREAM_UNAVAILABLE\x10\t\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\n\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x0b\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)cellmesh/api/common/v1/error_reason.proto\x12\x16\x63\x65llmesh.api.common.v1*\x93\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12#\n\x1f\x45RROR_REASON_CALLER_NOT_ALLOWED\x10\x02\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x03\x12\"\n\x1e\x45RROR_REASON_REQUEST_ID_REUSED\x10\x04\x12#\n\x1f\x45RROR_REASON_INVALID_PAGE_TOKEN\x10\x05\x12%\n!ERROR_REASON_INVALID_RESUME_TOKEN\x10\x06\x12%\n!ERROR_REASON_RESUME_TOKEN_EXPIRED\x10\x07\x12!\n\x1d\x45RROR_REASON_WATCHER_TOO_SLOW\x10\x08\x12\'\n#ERROR_REASON_DOWNSTREAM_UNAVAILABLE\x10\t\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\n\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x0b\x12\x1d\n\x19\x45RROR_REASON_USER_MISSING\x10\x0c\x12#\n\x1f\x45RROR_REASON_USER_TOKEN_INVALID\x10\r\x12#\n\x1f\x45RROR_REASON_USER_TOKEN_EXPIRED\x10\x0e\x12\"\n\x1e\x45RROR_REASON_USER_NOT_ACCEPTED\x10\x0f\x12\x1e\n\x1a\x45RROR_REASON_USER_MISMATCH\x10\x10\x12,\n(ERROR_REASON_USER_TOKEN_KEYS_UNAVAILABLE\x10\x11\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.api.common.v1.erro
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=70
-  _globals['_ERRORREASON']._serialized_end=510
+  _globals['_ERRORREASON']._serialized_end=729
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ from cellmesh.api.options.v1 import method_pb2 as cellmesh_dot_api_dot_options_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-cellmesh/api/hypervisor/v1/node_service.proto\x12\x1a\x63\x65llmesh.api.hypervisor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$cellmesh/api/options/v1/method.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0bvmm_version\x18\x03 \x01(\t\x12\x1b\n\x13\x64\x65\x66\x61ult_guest_image\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x10\n\x08vm_count\x18\x06 \x01(\r\x12\x18\n\x10running_vm_count\x18\x07 \x01(\r\x12\x0f\n\x07max_vms\x18\x08 \x01(\r\x12\x1e\n\x16memory_committed_bytes\x18\t \x01(\x04\x12\x1d\n\x15memory_capacity_bytes\x18\n \x01(\x04\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08warnings\x18\x0c \x03(\t\"\x10\n\x0eGetNodeRequest\"A\n\x0fGetNodeResponse\x12.\n\x04node\x18\x01 \x01(\x0b\x32 .cellmesh.api.hypervisor.v1.Node\"P\n\x10\x44rainNodeRequest\x12*\n\nrequest_id\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"C\n\x11\x44rainNodeResponse\x12.\n\x04node\x18\x01 \x01(\x0b\x32 .cellmesh.api.hypervisor.v1.Node2\x8f\x02\n\x0bNodeService\x12|\n\x07GetNode\x12*.cellmesh.api.hypervisor.v1.GetNodeRequest\x1a+.cellmesh.api.hypervisor.v1.GetNodeResponse\"\x18\xa2\xbb\x18\x14\n\x02\x08\x02\x12\x02\x08\n\x18\x02\"\x04\x08\x03\x10\x14*\x02\x01\x07\x12\x81\x01\n\tDrainNode\x12,.cellmesh.api.hypervisor.v1.DrainNodeRequest\x1a-.cellmesh.api.hypervisor.v1.DrainNodeResponse\"\x17\xa2\xbb\x18\x13\n\x02\x08\x05\x12\x02\x08\x1e\x18\x03\"\x04\x08\x03\x10\x14*\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-cellmesh/api/hypervisor/v1/node_service.proto\x12\x1a\x63\x65llmesh.api.hypervisor.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$cellmesh/api/options/v1/method.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0bvmm_version\x18\x03 \x01(\t\x12\x1b\n\x13\x64\x65\x66\x61ult_guest_image\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x10\n\x08vm_count\x18\x06 \x01(\r\x12\x18\n\x10running_vm_count\x18\x07 \x01(\r\x12\x0f\n\x07max_vms\x18\x08 \x01(\r\x12\x1e\n\x16memory_committed_bytes\x18\t \x01(\x04\x12\x1d\n\x15memory_capacity_bytes\x18\n \x01(\x04\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08warnings\x18\x0c \x03(\t\"\x10\n\x0eGetNodeRequest\"A\n\x0fGetNodeResponse\x12.\n\x04node\x18\x01 \x01(\x0b\x32 .cellmesh.api.hypervisor.v1.Node\"P\n\x10\x44rainNodeRequest\x12*\n\nrequest_id\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0c^[0-9a-f-]*$\xb0\x01\x01\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"C\n\x11\x44rainNodeResponse\x12.\n\x04node\x18\x01 \x01(\x0b\x32 .cellmesh.api.hypervisor.v1.Node2\x93\x02\n\x0bNodeService\x12~\n\x07GetNode\x12*.cellmesh.api.hypervisor.v1.GetNodeRequest\x1a+.cellmesh.api.hypervisor.v1.GetNodeResponse\"\x1a\xa2\xbb\x18\x16\n\x02\x08\x02\x12\x02\x08\n\x18\x02\"\x04\x08\x03\x10\x14*\x02\x01\x07\x30\x01\x12\x83\x01\n\tDrainNode\x12,.cellmesh.api.hypervisor.v1.DrainNodeRequest\x1a-.cellmesh.api.hypervisor.v1.DrainNodeResponse\"\x19\xa2\xbb\x18\x15\n\x02\x08\x05\x12\x02\x08\x1e\x18\x03\"\x04\x08\x03\x10\x14*\x01\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINNODEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DRAINNODEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\023r\0212\014^[0-9a-f-]*$\260\001\001'
   _globals['_NODESERVICE'].methods_by_name['GetNode']._loaded_options = None
-  _globals['_NODESERVICE'].methods_by_name['GetNode']._serialized_options = b'\242\273\030\024\n\002\010\002\022\002\010\n\030\002\"\004\010\003\020\024*\002\001\007'
+  _globals['_NODESERVICE'].methods_by_name['GetNode']._serialized_options = b'\242\273\030\026\n\002\010\002\022\002\010\n\030\002\"\004\010\003\020\024*\002\001\0070\001'
   _globals['_NODESERVICE'].methods_by_name['DrainNode']._loaded_options = None
-  _globals['_NODESERVICE'].methods_by_name['DrainNode']._serialized_options = b'\242\273\030\023\n\002\010\005\022\002\010\036\030\003\"\004\010\003\020\024*\001\001'
+  _globals['_NODESERVICE'].methods_by_name['DrainNode']._serialized_options = b'\242\273\030\025\n\002\010\005\022\002\010\036\030\003\"\004\010\003\020\024*\001\0010\001'
   _globals['_NODE']._serialized_start=178
   _globals['_NODE']._serialized_end=476
   _globals['_GETNODEREQUEST']._serialized_start=478
@@ -51,5 +51,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINNODERESPONSE']._serialized_start=645
   _globals['_DRAINNODERESPONSE']._serialized_end=712
   _globals['_NODESERVICE']._serialized_start=715
-  _globals['_NODESERVICE']._serialized_end=986
+  _globals['_NODESERVICE']._serialized_end=990
 # @@protoc_insertion_point(module_scope)

@@ -26,19 +26,23 @@ from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$cellmesh/api/options/v1/method.proto\x12\x17\x63\x65llmesh.api.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"4\n\x0bRetryBudget\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\r\x12\x0f\n\x07percent\x18\x02 \x01(\r\"\x94\x02\n\x0cMethodPolicy\x12\x33\n\x10\x64\x65\x66\x61ult_deadline\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_deadline\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x05retry\x18\x03 \x01(\x0e\x32#.cellmesh.api.options.v1.RetryClass\x12:\n\x0cretry_budget\x18\x04 \x01(\x0b\x32$.cellmesh.api.options.v1.RetryBudget\x12.\n\x07\x63\x61llers\x18\x05 \x03(\x0e\x32\x1d.cellmesh.api.options.v1.Role*\xad\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_OPERATOR\x10\x01\x12\x13\n\x0fROLE_HYPERVISOR\x10\x02\x12\r\n\tROLE_AUTH\x10\x03\x12\x10\n\x0cROLE_SECRETS\x10\x04\x12\x0f\n\x0bROLE_MEMORY\x10\x05\x12\x14\n\x10ROLE_GUEST_AGENT\x10\x06\x12\x10\n\x0cROLE_SERVICE\x10\x07\x12\r\n\tROLE_EDGE\x10\x08*q\n\nRetryClass\x12\x1b\n\x17RETRY_CLASS_UNSPECIFIED\x10\x00\x12\x14\n\x10RETRY_CLASS_NONE\x10\x01\x12\x14\n\x10RETRY_CLASS_SAFE\x10\x02\x12\x1a\n\x16RETRY_CLASS_REQUEST_ID\x10\x03:W\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb4\x87\x03 \x01(\x0b\x32%.cellmesh.api.options.v1.MethodPolicyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$cellmesh/api/options/v1/method.proto\x12\x17\x63\x65llmesh.api.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"4\n\x0bRetryBudget\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\r\x12\x0f\n\x07percent\x18\x02 \x01(\r\"\xd1\x02\n\x0cMethodPolicy\x12\x33\n\x10\x64\x65\x66\x61ult_deadline\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_deadline\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x05retry\x18\x03 \x01(\x0e\x32#.cellmesh.api.options.v1.RetryClass\x12:\n\x0cretry_budget\x18\x04 \x01(\x0b\x32$.cellmesh.api.options.v1.RetryBudget\x12.\n\x07\x63\x61llers\x18\x05 \x03(\x0e\x32\x1d.cellmesh.api.options.v1.Role\x12;\n\racts_for_user\x18\x06 \x01(\x0e\x32$.cellmesh.api.options.v1.ActsForUser*\xad\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_OPERATOR\x10\x01\x12\x13\n\x0fROLE_HYPERVISOR\x10\x02\x12\r\n\tROLE_AUTH\x10\x03\x12\x10\n\x0cROLE_SECRETS\x10\x04\x12\x0f\n\x0bROLE_MEMORY\x10\x05\x12\x14\n\x10ROLE_GUEST_AGENT\x10\x06\x12\x10\n\x0cROLE_SERVICE\x10\x07\x12\r\n\tROLE_EDGE\x10\x08*q\n\nRetryClass\x12\x1b\n\x17RETRY_CLASS_UNSPECIFIED\x10\x00\x12\x14\n\x10RETRY_CLASS_NONE\x10\x01\x12\x14\n\x10RETRY_CLASS_SAFE\x10\x02\x12\x1a\n\x16RETRY_CLASS_REQUEST_ID\x10\x03*|\n\x0b\x41\x63tsForUser\x12\x1d\n\x19\x41\x43TS_FOR_USER_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x43TS_FOR_USER_NONE\x10\x01\x12\x1a\n\x16\x41\x43TS_FOR_USER_OPTIONAL\x10\x02\x12\x1a\n\x16\x41\x43TS_FOR_USER_REQUIRED\x10\x03*V\n\tUserField\x12\x1a\n\x16USER_FIELD_UNSPECIFIED\x10\x00\x12\x15\n\x11USER_FIELD_ACTING\x10\x01\x12\x16\n\x12USER_FIELD_SUBJECT\x10\x02:W\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb4\x87\x03 \x01(\x0b\x32%.cellmesh.api.options.v1.MethodPolicy:Q\n\x04user\x12\x1d.google.protobuf.FieldOptions\x18\xb5\x87\x03 \x01(\x0e\x32\".cellmesh.api.options.v1.UserFieldb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cellmesh.api.options.v1.method_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=465
-  _globals['_ROLE']._serialized_end=638
-  _globals['_RETRYCLASS']._serialized_start=640
-  _globals['_RETRYCLASS']._serialized_end=753
+  _globals['_ROLE']._serialized_start=526
+  _globals['_ROLE']._serialized_end=699
+  _globals['_RETRYCLASS']._serialized_start=701
+  _globals['_RETRYCLASS']._serialized_end=814
+  _globals['_ACTSFORUSER']._serialized_start=816
+  _globals['_ACTSFORUSER']._serialized_end=940
+  _globals['_USERFIELD']._serialized_start=942
+  _globals['_USERFIELD']._serialized_end=1028
   _globals['_RETRYBUDGET']._serialized_start=131
   _globals['_RETRYBUDGET']._serialized_end=183
   _globals['_METHODPOLICY']._serialized_start=186
-  _globals['_METHODPOLICY']._serialized_end=462
+  _globals['_METHODPOLICY']._serialized_end=523
 # @@protoc_insertion_point(module_scope)

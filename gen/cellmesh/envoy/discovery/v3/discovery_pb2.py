@@ -27,7 +27,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+cellmesh/envoy/discovery/v3/discovery.proto\x12\x1a\x65nvoy.service.discovery.v3\x1a$cellmesh/api/options/v1/method.proto\x1a\x19google/protobuf/any.proto\x1a\x17google/rpc/status.proto\"\x94\x03\n\x15\x44\x65ltaDiscoveryRequest\x12.\n\x04node\x18\x01 \x01(\x0b\x32 .envoy.service.discovery.v3.Node\x12\x10\n\x08type_url\x18\x02 \x01(\t\x12 \n\x18resource_names_subscribe\x18\x03 \x03(\t\x12\"\n\x1aresource_names_unsubscribe\x18\x04 \x03(\t\x12q\n\x19initial_resource_versions\x18\x05 \x03(\x0b\x32N.envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry\x12\x16\n\x0eresponse_nonce\x18\x06 \x01(\t\x12(\n\x0c\x65rror_detail\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x1a>\n\x1cInitialResourceVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x12\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\"\xaa\x01\n\x16\x44\x65ltaDiscoveryResponse\x12\x1b\n\x13system_version_info\x18\x01 \x01(\t\x12\x37\n\tresources\x18\x02 \x03(\x0b\x32$.envoy.service.discovery.v3.Resource\x12\x10\n\x08type_url\x18\x04 \x01(\t\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x19\n\x11removed_resources\x18\x06 \x03(\t\"Q\n\x08Resource\x12\x0f\n\x07version\x18\x01 \x01(\t\x12&\n\x08resource\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0c\n\x04name\x18\x03 \x01(\t2\xbb\x01\n\x1a\x41ggregatedDiscoveryService\x12\x9c\x01\n\x18\x44\x65ltaAggregatedResources\x12\x31.envoy.service.discovery.v3.DeltaDiscoveryRequest\x1a\x32.envoy.service.discovery.v3.DeltaDiscoveryResponse\"\x15\xa2\xbb\x18\x11\n\x04\x08\x80\xa3\x05\x12\x04\x08\x80\xa3\x05\x18\x01*\x01\x08(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+cellmesh/envoy/discovery/v3/discovery.proto\x12\x1a\x65nvoy.service.discovery.v3\x1a$cellmesh/api/options/v1/method.proto\x1a\x19google/protobuf/any.proto\x1a\x17google/rpc/status.proto\"\x94\x03\n\x15\x44\x65ltaDiscoveryRequest\x12.\n\x04node\x18\x01 \x01(\x0b\x32 .envoy.service.discovery.v3.Node\x12\x10\n\x08type_url\x18\x02 \x01(\t\x12 \n\x18resource_names_subscribe\x18\x03 \x03(\t\x12\"\n\x1aresource_names_unsubscribe\x18\x04 \x03(\t\x12q\n\x19initial_resource_versions\x18\x05 \x03(\x0b\x32N.envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry\x12\x16\n\x0eresponse_nonce\x18\x06 \x01(\t\x12(\n\x0c\x65rror_detail\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x1a>\n\x1cInitialResourceVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x12\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\"\xaa\x01\n\x16\x44\x65ltaDiscoveryResponse\x12\x1b\n\x13system_version_info\x18\x01 \x01(\t\x12\x37\n\tresources\x18\x02 \x03(\x0b\x32$.envoy.service.discovery.v3.Resource\x12\x10\n\x08type_url\x18\x04 \x01(\t\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x19\n\x11removed_resources\x18\x06 \x03(\t\"Q\n\x08Resource\x12\x0f\n\x07version\x18\x01 \x01(\t\x12&\n\x08resource\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0c\n\x04name\x18\x03 \x01(\t2\xbd\x01\n\x1a\x41ggregatedDiscoveryService\x12\x9e\x01\n\x18\x44\x65ltaAggregatedResources\x12\x31.envoy.service.discovery.v3.DeltaDiscoveryRequest\x1a\x32.envoy.service.discovery.v3.DeltaDiscoveryResponse\"\x17\xa2\xbb\x18\x13\n\x04\x08\x80\xa3\x05\x12\x04\x08\x80\xa3\x05\x18\x01*\x01\x08\x30\x01(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELTADISCOVERYREQUEST_INITIALRESOURCEVERSIONSENTRY']._loaded_options = None
   _globals['_DELTADISCOVERYREQUEST_INITIALRESOURCEVERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_AGGREGATEDDISCOVERYSERVICE'].methods_by_name['DeltaAggregatedResources']._loaded_options = None
-  _globals['_AGGREGATEDDISCOVERYSERVICE'].methods_by_name['DeltaAggregatedResources']._serialized_options = b'\242\273\030\021\n\004\010\200\243\005\022\004\010\200\243\005\030\001*\001\010'
+  _globals['_AGGREGATEDDISCOVERYSERVICE'].methods_by_name['DeltaAggregatedResources']._serialized_options = b'\242\273\030\023\n\004\010\200\243\005\022\004\010\200\243\005\030\001*\001\0100\001'
   _globals['_DELTADISCOVERYREQUEST']._serialized_start=166
   _globals['_DELTADISCOVERYREQUEST']._serialized_end=570
   _globals['_DELTADISCOVERYREQUEST_INITIALRESOURCEVERSIONSENTRY']._serialized_start=508
@@ -49,5 +49,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOURCE']._serialized_start=765
   _globals['_RESOURCE']._serialized_end=846
   _globals['_AGGREGATEDDISCOVERYSERVICE']._serialized_start=849
-  _globals['_AGGREGATEDDISCOVERYSERVICE']._serialized_end=1036
+  _globals['_AGGREGATEDDISCOVERYSERVICE']._serialized_end=1038
 # @@protoc_insertion_point(module_scope)
