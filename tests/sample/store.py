@@ -10,7 +10,7 @@ from sqlalchemy import Column, Index, MetaData, String, Table, insert, select
 
 from cellmesh.mesh.errors import Code, MeshError
 from cellmesh.service import store
-from cellmesh.service.store import Schema, answers_table, journal_table, state_table
+from cellmesh.service.store import Action, Fact, Schema, answers_table, audit_tables, journal_table, state_table
 
 METADATA = MetaData()
 NOTES = Table("notes", METADATA, Column("name", String, primary_key=True), Column("body", String, nullable=False))
@@ -21,6 +21,7 @@ JOURNAL = journal_table(
     Column("body", String, nullable=False),
     Index("journal_of_note", "name", "sequence"),
 )
+ADD_NOTE = Action("note.add", {"characters": Fact.NUMBER})
 
 
 class NoteExists(MeshError):
@@ -78,6 +79,7 @@ class Notes(store.Store[Reading, Transaction]):
         journal=JOURNAL,
         state=state_table(METADATA),
         answers=answers_table(METADATA),
+        audit=audit_tables(METADATA),
     )
     reading_type = Reading
     transaction_type = Transaction

@@ -34,7 +34,7 @@ async def _add(notes: Notes, numbers: itertools.count[int]) -> None:
         request = intent(request_id=f"{number:06}")
         async with notes.transaction() as tx:
             if (answer := await tx.answered(request)) is None:
-                await tx.add_named(request.request_id)
+                await tx.add_audited(request.request_id)
                 answer = await tx.answer(request, str(uuid.uuid4()))
             if _ANSWERS_EARLY:
                 print(request.request_id, answer.value, flush=True)  # this is its output

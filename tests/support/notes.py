@@ -26,6 +26,11 @@ class Transaction(store.Transaction, Reading):
         """Add a note that says nothing; IntegrityError, at the next statement or the commit, if there is one."""
         await self.add(Note(name, ""))
 
+    async def add_audited(self, name: str) -> None:
+        """Add a note that says nothing, with an entry in the audit log."""
+        await self.add_named(name)
+        await self.audit(store.ADD_NOTE, resource="notes", characters=0)
+
 
 class Notes(store.Notes):
     """The notes, and in memory which were committed together."""

@@ -112,6 +112,11 @@ def redact(_: Any, __: str, event: EventDict) -> EventDict:
     return event
 
 
+def without_secrets(text: str) -> str:
+    """Return text with whatever has the shape of a provider's key blotted out."""
+    return _SECRET_VALUE.sub(_REDACTED, text)
+
+
 def render(_: Any, __: str, event: EventDict) -> str:
     """Write an event as one line of ASCII JSON."""
     return json.dumps(event, default=lambda value: _clean("", str(value), depth=1), sort_keys=True)

@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-from cellmesh.service.store import Schema, answers_table, journal_table, state_table
+from cellmesh.service.store import AUDIT_STEP, Schema, answers_table, audit_tables, journal_table, state_table
 
 METADATA = MetaData()
 
@@ -192,5 +192,6 @@ SCHEMA = Schema(
     journal=EVENTS,
     state=state_table(METADATA),
     answers=answers_table(METADATA),
-    migrations=(_ROUTES, _DRAINS, _SERVICE),
+    audit=audit_tables(METADATA),
+    migrations=(_ROUTES, _DRAINS, _SERVICE, AUDIT_STEP),
 )

@@ -10,6 +10,7 @@ from cellmesh.hypervisor.store.mirror import Mirror
 from cellmesh.hypervisor.store.schema import SCHEMA
 from cellmesh.hypervisor.store.transaction import Reading, Transaction
 from cellmesh.service import store
+from cellmesh.service.store import Who
 from cellmesh.service.store.backend import Backend
 
 
@@ -20,8 +21,15 @@ class Store(store.Store[Reading, Transaction]):
     reading_type = Reading
     transaction_type = Transaction
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], datetime], trace_id: Callable[[], str]) -> None:
-        super().__init__(backend, clock=clock, trace_id=trace_id)
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clock: Callable[[], datetime],
+        trace_id: Callable[[], str],
+        who: Callable[[], Who | None],
+    ) -> None:
+        super().__init__(backend, clock=clock, trace_id=trace_id, who=who)
         self.mirror = Mirror()
 
     async def load(self) -> None:

@@ -30,7 +30,7 @@ from cellmesh.hypervisor.domain.vm import COMMITTED_STATES, Vm, VmState
 from cellmesh.hypervisor.store import payloads, rows
 from cellmesh.hypervisor.store.schema import AGENT_BOOTS, CONTAINERS, DRAINS, EVENTS, NODE, ROUTES, VMS
 from cellmesh.service import store
-from cellmesh.service.store import Statements, from_micros, to_micros
+from cellmesh.service.store import Statements, Who, from_micros, to_micros
 from cellmesh.service.store.connection import Connection
 
 # The statements of every step of every VM are built once: building one costs more than SQLite takes to run it.
@@ -181,8 +181,10 @@ def entry(row: Mapping[Any, Any]) -> Entry:
 class Transaction(store.Transaction, Reading):
     """Changes of the node that are committed together with their events, or not at all."""
 
-    def __init__(self, connection: Connection, statements: Statements, *, now: datetime, trace_id: str) -> None:
-        super().__init__(connection, statements, now=now, trace_id=trace_id)
+    def __init__(
+        self, connection: Connection, statements: Statements, *, now: datetime, trace_id: str, who: Who
+    ) -> None:
+        super().__init__(connection, statements, now=now, trace_id=trace_id, who=who)
         # What this transaction stored last, by VM, container and route; None is one that is gone.
         self.stored_vms: dict[str, Vm | None] = {}
         self.stored_containers: dict[tuple[str, str], Container | None] = {}

@@ -1,11 +1,18 @@
 """The state of a service, on SQLite or PostgreSQL: a change, its journal entry and its answer are one transaction."""
 
+from cellmesh.service.store.audit import Action, Decision, Fact, Who
+from cellmesh.service.store.audit_tables import AUDIT_STEP, AuditTables, audit_tables
 from cellmesh.service.store.errors import StoreUnavailable
 from cellmesh.service.store.schema import Schema, SchemaTooNew, answers_table, journal_table, state_table
 from cellmesh.service.store.store import Store
 from cellmesh.service.store.transaction import Reading, Statements, Transaction, from_micros, to_micros
 
 __all__ = [
+    "AUDIT_STEP",
+    "Action",
+    "AuditTables",
+    "Decision",
+    "Fact",
     "Reading",
     "Schema",
     "SchemaTooNew",
@@ -13,7 +20,9 @@ __all__ = [
     "Store",
     "StoreUnavailable",
     "Transaction",
+    "Who",
     "answers_table",
+    "audit_tables",
     "from_micros",
     "journal_table",
     "state_table",

@@ -14,6 +14,7 @@ Step = Callable[[sqlalchemy.Connection], T]
 """What is done with a connection of SQLAlchemy; it must not keep it."""
 Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """The parameters of a statement, or of several executions of it."""
+_Write = Executable | Step[None]
 
 
 class Driver(Protocol):
@@ -31,8 +32,8 @@ class Connection:
 
     def __init__(self, driver: Driver, *, begin: Sequence[Executable]) -> None:
         self._driver = driver
-        self._begin: Sequence[tuple[Executable, Values | None]] = [(statement, None) for statement in begin]
-        self._writes: list[tuple[Executable, Values | None]] = []
+        self._begin: Sequence[tuple[_Write, Values | None]] = [(statement, None) for statement in begin]
+        self._writes: list[tuple[_Write, Values | None]] = []
 
     def begin(self) -> None:
         """Begin a transaction with the next step, which fails if that cannot be; `commit` or `rollback` must follow."""
@@ -42,6 +43,10 @@ class Connection:
     def write(self, statement: Executable, values: Values | None = None) -> None:
         """Execute a statement that returns nothing with the next step, which fails if this statement does."""
         self._writes.append((statement, values))
+
+    def write_by(self, step: Step[None]) -> None:
+        """Take a step that writes what it has to read first, with the next step, which fails if this one does."""
+        self._writes.append((step, None))
 
     def forget(self, since: Executable | None = None) -> bool:
         """Do not execute what was written after the last step, from `since` on; tell whether that was among it."""
@@ -90,8 +95,11 @@ class Connection:
 
         def taken(connection: sqlalchemy.Connection) -> T:
             try:
-                for statement, values in writes:
-                    connection.execute(statement, values)
+                for write, values in writes:
+                    if isinstance(write, Executable):
+                        connection.execute(write, values)
+                    else:
+                        write(connection)
                 return step(connection)
             except BaseException:
                 if step is _commit:

@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 
 from cellmesh.service.errors import Unusable
+from cellmesh.service.store.audit_tables import AuditTables
 
 _SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
 
@@ -51,6 +52,8 @@ class Schema:
     """One row: what signs its tokens, and how far its journal is pruned. Made by `state_table`."""
     answers: Table
     """What mutations were answered. Made by `answers_table`."""
+    audit: AuditTables
+    """Who did what, and the signed heads of that chain. Made by `audit_tables`, in an old database by `AUDIT_STEP`."""
     migrations: Sequence[Sequence[str]] = ()
 
     @property

@@ -12,6 +12,7 @@ from typing import ClassVar, Generic, Self, TypeVar, cast
 from sqlalchemy import text
 
 from cellmesh.service.store import schema as tables
+from cellmesh.service.store.audit import Who
 from cellmesh.service.store.backend import Backend, backend_of
 from cellmesh.service.store.changes import Changes
 from cellmesh.service.store.connection import Connection
@@ -31,7 +32,14 @@ class Store(Generic[R, T]):
     reading_type: ClassVar[type[Reading]] = Reading
     transaction_type: ClassVar[type[Transaction]] = Transaction
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], datetime], trace_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clock: Callable[[], datetime],
+        trace_id: Callable[[], str],
+        who: Callable[[], Who | None],
+    ) -> None:
         self._backend = backend
         self._writer = backend.writer
         self._readers: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
@@ -39,6 +47,8 @@ class Store(Generic[R, T]):
             self._readers.put_nowait(reader)
         self._clock = clock
         self._trace_id = trace_id
+        self._who = who
+        self._self = Who(role="self", name=self.schema.service)
         self._statements = Statements(self.schema)
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -56,14 +66,17 @@ class Store(Generic[R, T]):
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         trace_id: Callable[[], str] = lambda: "",
+        who: Callable[[], Who | None] = lambda: None,
     ) -> AsyncIterator[Self]:
         """Open the database at a path (SQLite) or a URL (PostgreSQL), making or migrating its tables.
+
+        `who` says whose call it is that a transaction serves, None outside of one: then it is the service itself.
 
         Raises SchemaTooNew if a later version wrote it, StoreUnavailable if it cannot be reached.
         """
         backend = backend_of(location, service=cls.schema.service)
         try:
-            store = cls(backend, clock=clock, trace_id=trace_id)
+            store = cls(backend, clock=clock, trace_id=trace_id, who=who)
             await store._prepare()
             yield store
             await store._settle()
@@ -100,7 +113,13 @@ class Store(Generic[R, T]):
             group = await self._join(alone=alone)
             transaction = cast(
                 "T",
-                self.transaction_type(self._writer, self._statements, now=self._clock(), trace_id=self._trace_id()),
+                self.transaction_type(
+                    self._writer,
+                    self._statements,
+                    now=self._clock(),
+                    trace_id=self._trace_id(),
+                    who=self._who() or self._self,
+                ),
             )
             try:
                 yield transaction

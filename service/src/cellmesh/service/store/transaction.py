@@ -10,6 +10,7 @@ from sqlalchemy import RowMapping, Select, bindparam, delete, func, insert, sele
 
 from cellmesh.mesh.errors import MeshError, RequestIdReused
 from cellmesh.service.intent import Answer, Intent, Serializable
+from cellmesh.service.store.audit import CHANGED, Action, Chain, Decision, Who, values_of
 from cellmesh.service.store.connection import Connection
 from cellmesh.service.store.schema import Schema
 
@@ -44,6 +45,7 @@ class Statements:
         self.add_answer = insert(answers)
         self.remove_answer = delete(answers).where(*of_intent)
         self.prune_answers = delete(answers).where(answers.c.time < bindparam("before"))
+        self.chain = Chain(schema.audit)
 
 
 class Reading:
@@ -77,10 +79,13 @@ class Reading:
 class Transaction(Reading):
     """Changes that are committed together with their entries in the journal and their answer, or not at all."""
 
-    def __init__(self, connection: Connection, statements: Statements, *, now: datetime, trace_id: str) -> None:
+    def __init__(
+        self, connection: Connection, statements: Statements, *, now: datetime, trace_id: str, who: Who
+    ) -> None:
         super().__init__(connection, statements)
         self.now = now
         self.trace_id = trace_id
+        self.who = who
         self.touched: set[str] = set()
         """The keys whose watchers are notified after the commit."""
         self.follow_ups: list[Callable[[], None]] = []
@@ -131,6 +136,27 @@ class Transaction(Reading):
         row = {"time": to_micros(self.now), "trace_id": self.trace_id, **values}
         self._connection.write(self._statements.add_entry, row)
         self.touched.add(key)
+
+    async def audit(
+        self,
+        action: Action,
+        *,
+        resource: str,
+        decision: Decision = Decision.ALLOWED,
+        who: Who | None = None,
+        **facts: int | bool | str,
+    ) -> None:
+        """Append an entry to the audit log, of the caller unless `who` is given.
+
+        Raises ValueError for a fact that `action` does not declare, or that is of another type than it declares.
+
+        A resource is the id of what was acted on, such as `vms/6f1c…`. An entry has no room for what a request says:
+        give facts that the action declares, and never a value that is secret.
+        """
+        values = values_of(action, who or self.who, resource=resource, decision=decision, facts=facts)
+        row = {"time": to_micros(self.now), "trace_id": self.trace_id, **values}
+        self._connection.write_by(self._statements.chain.appending(row))
+        self.touched.add(CHANGED)
 
     async def prune(self, *, keep_entries: int, answers_before: datetime) -> None:
         """Forget all but the newest entries of the journal, and answers older than a moment."""
