@@ -7,7 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
+from cellmesh.service.audit.seals import Seals
+from cellmesh.service.audit.verify import verify
 from support.notes import Notes
 
 pytestmark = pytest.mark.asyncio
@@ -66,3 +69,17 @@ async def test_one_that_is_cancelled_at_its_end_undoes_itself_alone(tmp_path: Pa
         assert [type(outcome).__name__ for outcome in outcomes] == ["NoneType", "CancelledError", "NoneType"]
         async with notes.reading() as reading:
             assert list(await reading.names()) == ["first", "third"]
+
+
+async def test_an_audit_row_that_cannot_be_read_is_found(tmp_path: Path) -> None:
+    """A column of SQLite takes what is no text; the check names the row."""
+    async with Notes.opened(tmp_path / "notes.db") as notes, Seals.opened(notes, tmp_path / "audit") as seals:
+        for number in range(5):
+            async with notes.transaction() as tx:
+                await tx.add_audited(str(number))
+        async with notes.transaction() as tx:
+            change = text("UPDATE audit SET user_id = CAST(X'FF' AS TEXT) WHERE sequence = 4")
+            await tx.step(lambda connection: connection.execute(change) and None)
+        verdict = await verify(seals)
+    assert (verdict.wrong_row, verdict.rows) == (4, 3)
+    assert "cannot be read" in verdict.fault

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import RowMapping, Select, bindparam, delete, func, insert, select, update
 
 from cellmesh.mesh.errors import MeshError, RequestIdReused
 from cellmesh.service.intent import Answer, Intent, Serializable
 from cellmesh.service.store.audit import CHANGED, Action, Chain, Decision, Who, values_of
-from cellmesh.service.store.connection import Connection
+from cellmesh.service.store.connection import Connection, Step
 from cellmesh.service.store.schema import Schema
 
+S = TypeVar("S")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -54,6 +55,10 @@ class Reading:
     def __init__(self, connection: Connection, statements: Statements) -> None:
         self._connection = connection
         self._statements = statements
+
+    async def step(self, step: Step[S]) -> S:
+        """Take a step with the connection itself, for a part of the kit that has statements of its own."""
+        return await self._connection.run(step)
 
     async def last_sequence(self) -> int:
         """Return the sequence of the newest entry of the journal, 0 if there is none."""
