@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import resource
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -142,6 +143,17 @@ async def test_it_stops_when_it_is_told_to(generated: Path, pb: ModuleType) -> N
             with pytest.raises(MeshError, match="The service stops"):
                 await _all(watch)
             assert await asyncio.to_thread(service.wait) == 0
+
+
+def test_it_may_open_as_many_files_as_the_kernel_allows(generated: Path) -> None:
+    """A shell's limit is raised to what may be had, at most 65,536, and what it may be raised to is kept."""
+    with ExitStack() as stack:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        directory = stack.enter_context(short_directory())
+        service = stack.enter_context(sample_service(directory, generated, ""))
+        assert resource.prlimit(service.pid, resource.RLIMIT_NOFILE) == (min(hard, 65_536), hard)
 
 
 async def _all(answers: AsyncIterator[Any]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
+import socket
 import stat
 import uuid
 from collections.abc import AsyncIterator
@@ -100,6 +102,34 @@ async def test_socket_that_is_served_is_not_taken(path: Path) -> None:
         with pytest.raises(SocketUnavailable, match="another process"):
             _server(Vms(), path)
         await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE)
+
+
+@pytest.mark.asyncio
+async def test_another_uid_can_take_only_so_many_connections(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may connect to a role's socket gets 64 connections, and one again when one ends. Control: without, all."""
+
+    async def held(stack: contextlib.AsyncExitStack) -> tuple[list[socket.socket], int]:
+        server = MeshServer([])
+        server.add_unix_socket(path, services=[Routes().register], caller=EDGE)
+        await stack.enter_async_context(server)
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
+        for client in clients:
+            client.settimeout(_PATIENCE)
+            client.connect(str(path))
+        # A server begins with its settings; one that is closed at once has none.
+        begun = await asyncio.gather(*(asyncio.to_thread(client.recv, 9) for client in clients))
+        return [client for client, first in zip(clients, begun, strict=True) if first], begun.count(b"")
+
+    async with contextlib.AsyncExitStack() as stack:
+        served, refused = await held(stack)
+        assert (len(served), refused) == (64, 36)
+        for client in served:
+            client.close()
+        async with unix_channel(path, downstream="d") as channel:
+            await channel.channel_ready()
+    monkeypatch.setattr("cellmesh.mesh.server._ROLE_CONNECTIONS", 1 << 20)
+    async with contextlib.AsyncExitStack() as stack:
+        assert len((await held(stack))[0]) == 100
 
 
 @pytest.mark.asyncio

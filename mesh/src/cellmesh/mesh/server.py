@@ -43,6 +43,9 @@ _GUEST_STREAMS = 4
 # Otherwise gRPC lets a client that sends fast send more, and longer frames, before it has read them.
 _CONSTANT_WINDOWS = (("grpc.http2.bdp_probe", 0),)
 _SERVICE_STREAMS = 1024
+# Of one listener: more than any installation has clients, fewer than the process has descriptors.
+_CONNECTIONS = 1024
+_ROLE_CONNECTIONS = 64
 
 
 class MeshServer:
@@ -73,15 +76,16 @@ class MeshServer:
     ) -> None:
         """Serve only these services on a unix socket, where whoever may connect is `caller`.
 
-        `mode` and `gid`, None being the process's own, say who may: connecting takes the right to write. There is no
-        reflection, channelz or health here, and a caller that is refused again and again writes few log lines.
+        `mode` and `gid`, None being the process's own, say who may: connecting takes the right to write. At most 64 may
+        be connected at once. There is no reflection, channelz or health here, and a caller that is refused again and
+        again writes few log lines.
         """
         _check(services)
         self._claims.enter_context(unix_socket.claim(path))
         interceptor = PolicyInterceptor(
             lambda _: caller, tracing=telemetry.server_interceptor(), lines=logs.LineBudget()
         )
-        server = _policed(interceptor, services)
+        server = _policed(interceptor, services, connections=_ROLE_CONNECTIONS)
         self._servers.append(server)
         _bind(server, f"unix:{path}")
         unix_socket.hand_over(path, mode=mode, owner=None if gid is None else (-1, gid))
@@ -182,8 +186,14 @@ def require_upb() -> None:
         raise RuntimeError(f"protobuf runs as {kind!r}, not 'upb'. Install the binary wheel of protobuf.")
 
 
-def _policed(interceptor: PolicyInterceptor, services: Sequence[Register]) -> grpc.aio.Server:
-    server = grpc.aio.server(interceptors=[interceptor], options=_options(SERVICE_MESSAGE_BYTES, _SERVICE_STREAMS))
+def _policed(
+    interceptor: PolicyInterceptor, services: Sequence[Register], *, connections: int = _CONNECTIONS
+) -> grpc.aio.Server:
+    options = [
+        *_options(SERVICE_MESSAGE_BYTES, _SERVICE_STREAMS),
+        ("grpc.max_allowed_incoming_connections", connections),
+    ]
+    server = grpc.aio.server(interceptors=[interceptor], options=options)
     for register in services:
         register(server)
     return server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from cellmesh.service.errors import Unusable
 
 UNUSABLE = 78
 """sysexits.h EX_CONFIG: starting again changes nothing."""
+_FILES = 65_536
 S = TypeVar("S", bound=Settings)
 Serving = Callable[[S], AbstractAsyncContextManager[None]]
 """Is the service inside: ready once entered, at its end once left."""
@@ -36,6 +38,7 @@ def run(name: str, settings_type: type[S], serving: Serving[S]) -> None:
     """
     # Files and sockets are the service's own unless it says otherwise; SQLite makes some beside the database.
     os.umask(0o077)
+    _raise_file_limit()
     try:
         settings = settings_type.load()
         logs.configure(level=settings.log_level)
@@ -62,6 +65,15 @@ async def _serve(name: str, settings: S, serving: Serving[S]) -> None:
         await stop.wait()
         notify("STOPPING=1")
         _log.info(f"{name}.stopping")
+
+
+def _raise_file_limit() -> None:
+    """Allow as many descriptors as the kernel lets us have: a shell's 1,024 are fewer than what clients may take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > _FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, _FILES), hard))
+    else:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _refused(name: str, error: Exception) -> int:
