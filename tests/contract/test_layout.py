@@ -59,6 +59,7 @@ _NAMES = {
     "opentelemetry-instrumentation-grpc": {"opentelemetry"},
     "opentelemetry-sdk": {"opentelemetry"},
     "protobuf": {"google"},
+    "pyjwt": {"jwt"},
     "pydantic-settings": {"pydantic_settings", "pydantic"},
     "sqlalchemy": {"sqlalchemy"},
 }

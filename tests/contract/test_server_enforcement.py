@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from cellmesh.mesh import deadline, identity, status
-from cellmesh.mesh.errors import Code, DownstreamUnavailable, MeshError
+from cellmesh.mesh import deadline, identity
+from cellmesh.mesh.errors import Code
 from cellmesh.mesh.identity import Caller, Role
 from cellmesh.mesh.interceptor import PolicyInterceptor
-from cellmesh.mesh.policy import policy_of
-from support.contracts import AnyService, Behavior, invoke, path_of
+from cellmesh.mesh.on_behalf import TOKEN_KEY
+from cellmesh.mesh.policy import ActsFor, policy_of
+from support.contracts import AnyService, Behavior, invoke, path_of, refusal
+from support.issuer import USER, Believer
 from support.samples import sample, violations
 
 # Between a client's deadline and what a server sees of it lie a rounding and the way there.
 _SLACK = 5.0
-# gRPC's client forgets why a stream was refused if it is still writing its first message then.
-_ASKED_AT_MOST = 5
 
 
 @asynccontextmanager
@@ -33,7 +34,7 @@ async def _served(
 ) -> AsyncIterator[tuple[grpc.aio.Channel, AnyService]]:
     """Serve every RPC to `caller` and give a plain gRPC channel, which enforces nothing."""
     service = AnyService(behave=behave)
-    server = grpc.aio.server(interceptors=[PolicyInterceptor(lambda _: caller)])
+    server = grpc.aio.server(interceptors=[PolicyInterceptor(lambda _: caller, verify=Believer())])
     service.register(server)
     server.add_insecure_port(f"unix:{directory}/s")
     await server.start()
@@ -48,20 +49,9 @@ async def _nothing(_: grpc.aio.ServicerContext[Any, Any]) -> None:
     return
 
 
-async def _refusal(
-    channel: grpc.aio.Channel, method: MethodDescriptor, request: Any, **options: Any
-) -> MeshError | None:
-    refusal: MeshError | None = None
-    for _ in range(_ASKED_AT_MOST):
-        try:
-            await invoke(channel, method, request, **options)
-        except grpc.aio.AioRpcError as error:
-            refusal = status.from_rpc_error(error)
-        else:
-            return None
-        if not (method.client_streaming and isinstance(refusal, DownstreamUnavailable)):
-            break
-    return refusal
+def _token(method: MethodDescriptor) -> list[tuple[str, str]]:
+    """Return a user token for an RPC that is not served without one."""
+    return [(TOKEN_KEY, "a.b.c")] if policy_of(path_of(method)).acts_for is ActsFor.REQUIRED else []
 
 
 def _caller(method: MethodDescriptor) -> Caller:
@@ -74,7 +64,8 @@ async def test_only_named_callers_get_in(method: MethodDescriptor, role: Role | 
     """A role the contract does not name, or no identity at all, never reaches the servicer; a named one does."""
     caller = None if role is None else Caller(role=role, name="test")
     async with _served(tmp_path, _nothing, caller) as (channel, service):
-        error = await _refusal(channel, method, sample(method.input_type, {}))
+        request = sample(method.input_type, {"user_id": lambda: USER})
+        error = await refusal(channel, method, request, metadata=_token(method))
     if role in policy_of(path_of(method)).callers:
         assert error is None
         assert service.calls == [path_of(method)]
@@ -91,7 +82,9 @@ async def test_call_without_deadline_gets_the_contracts(method: MethodDescriptor
 
     async def note(_: grpc.aio.ServicerContext[Any, Any]) -> None:
         seen.append(deadline.remaining())
-        assert identity.caller() == _caller(method)
+        caller = identity.caller()
+        assert caller is not None
+        assert replace(caller, user=None) == _caller(method)
 
     policy = policy_of(path_of(method))
     async with _served(tmp_path, note, _caller(method)) as (channel, _):
@@ -117,7 +110,7 @@ async def test_servicer_that_hangs_is_ended(method: MethodDescriptor, tmp_path: 
     async with _served(tmp_path, hang, _caller(method)) as (channel, _):
         # On a busy machine a short deadline may be over before the servicer is asked.
         for timeout in (0.05, 0.5, 5.0, 30.0):
-            error = await _refusal(channel, method, sample(method.input_type, {}), timeout=timeout)
+            error = await refusal(channel, method, sample(method.input_type, {}), timeout=timeout)
             assert error is not None
             assert error.code is Code.DEADLINE_EXCEEDED
             if entered.is_set():
@@ -132,7 +125,7 @@ async def test_request_that_breaks_a_rule_is_refused(method: MethodDescriptor, t
     request = GetMessageClass(method.input_type)()
     broken = violations(request)
     async with _served(tmp_path, _nothing, _caller(method)) as (channel, service):
-        error = await _refusal(channel, method, request)
+        error = await refusal(channel, method, request)
     if not broken:
         assert error is None
         return
@@ -150,7 +143,7 @@ async def test_unexpected_error_says_nothing(method: MethodDescriptor, tmp_path:
         raise RuntimeError("the password is hunter2")
 
     async with _served(tmp_path, fail, _caller(method)) as (channel, _):
-        error = await _refusal(channel, method, sample(method.input_type, {}))
+        error = await refusal(channel, method, sample(method.input_type, {}))
     assert error is not None
     assert (error.code, error.reason) == (Code.INTERNAL, "INTERNAL")
     assert "hunter2" not in error.message

@@ -13,6 +13,11 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from cellmesh.mesh import status
+from cellmesh.mesh.errors import DownstreamUnavailable, MeshError
+
+# gRPC's client forgets why a stream was refused if it is still writing its first message then.
+_ASKED_AT_MOST = 5
 ROOT = Path(__file__).resolve().parents[2]
 GEN = ROOT / "gen"
 
@@ -101,3 +106,20 @@ async def invoke(channel: grpc.aio.Channel, method: MethodDescriptor, request: M
         assert isinstance(first, Message)
         return first
     raise AssertionError(f"{path_of(method)} ended without an answer")
+
+
+async def refusal(
+    channel: grpc.aio.Channel, method: MethodDescriptor, request: Message, **options: Any
+) -> MeshError | None:
+    """Call any RPC with one request and return the error it ended with, or None if there was an answer."""
+    error: MeshError | None = None
+    for _ in range(_ASKED_AT_MOST):
+        try:
+            await invoke(channel, method, request, **options)
+        except grpc.aio.AioRpcError as refused:
+            error = status.from_rpc_error(refused)
+        else:
+            return None
+        if not (method.client_streaming and isinstance(error, DownstreamUnavailable)):
+            break
+    return error

@@ -32,7 +32,7 @@ from cellmesh.api.hypervisor.v1 import (
 from cellmesh.mesh import interceptor, status
 from cellmesh.mesh.channel import unix_channel
 from cellmesh.mesh.errors import DeadlineExceeded, DownstreamUnavailable, RemoteError
-from cellmesh.mesh.identity import EDGE, OPERATOR, caller
+from cellmesh.mesh.identity import EDGE, OPERATOR, User, caller
 from cellmesh.mesh.logs import LineBudget
 from cellmesh.mesh.policy import MethodPolicy, PolicyMissing, policy_of
 from cellmesh.mesh.server import GuestServer, MeshServer
@@ -70,7 +70,7 @@ async def _services(channel: grpc.aio.Channel) -> list[str]:
 
 @pytest.mark.asyncio
 async def test_operator_socket_is_the_operators_alone(path: Path) -> None:
-    """Only its owner may connect, and whoever does is the operator."""
+    """Only its owner may connect, and whoever does is the operator, acting for the user whom the request names."""
     seen = []
 
     async def note() -> None:
@@ -79,7 +79,7 @@ async def test_operator_socket_is_the_operators_alone(path: Path) -> None:
     async with _server(Vms(note), path), unix_channel(path, downstream="d") as channel:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         await vm_service_pb2_grpc.VmServiceStub(channel).GetVm(GET, timeout=_PATIENCE)
-    assert seen == [OPERATOR]
+    assert seen == [replace(OPERATOR, user=User(user_id=GET.user_id, named_by_operator=True))]
     assert not path.exists()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from cellmesh.mesh import deadline, retry, status
+from cellmesh.mesh import deadline, on_behalf, retry, status
 from cellmesh.mesh.breaker import Breaker
 from cellmesh.mesh.errors import DeadlineExceeded, DownstreamUnavailable, InvalidAnswer, MeshError
 from cellmesh.mesh.policy import MethodPolicy
@@ -36,6 +36,10 @@ class Downstream:
     """The retries it may still get."""
     hostile: bool = False
     """True if its answers are to be checked against the contract."""
+    audience: str = ""
+    """Its SPIFFE id, to which user tokens for it may go; empty if none may."""
+    named_user: str = ""
+    """The user that an operator acts for in calls to it; empty if none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,14 @@ class Method:
         if self.downstream.hostile and isinstance(answer, Message):
             check_answer(answer, self.downstream.name)
         return answer
+
+    def metadata(self, given: Metadata) -> Metadata:
+        """Return the metadata of a call made now, with the user that it acts for."""
+        if any(key == on_behalf.TOKEN_KEY for key, _ in given):
+            raise ValueError("a user token is passed on with acting_for, which knows for whom it is")
+        downstream = self.downstream
+        user = on_behalf.outbound(self.policy, audience=downstream.audience, named_user=downstream.named_user)
+        return (*given, *user)
 
     async def pause(self, error: MeshError, *, attempt: int, ends: float) -> None:
         """Wait before the try after number `attempt`; raise `error` if there is to be none."""
@@ -141,6 +153,7 @@ class UnaryCallable:
         ends = method.ends(timeout)
         repeatable = retry.may_retry(method.policy, request)
         method.downstream.budget.earn(method.policy.retry_percent)
+        metadata = method.metadata(metadata)
         attempt = 1
         while True:
             try:
@@ -187,7 +200,8 @@ class AnswerStream(AsyncIterator[Any]):
     def __init__(self, method: Method, request: Any, timeout: float | None, metadata: Metadata) -> None:
         self._method = method
         self._request = request
-        self._metadata = tuple(metadata)
+        # Now: where its answers are read may act for another.
+        self._metadata = tuple(method.metadata(metadata))
         self._call: Any = None
         self._is_cancelled = False
         self._answers = self._run(method.ends(timeout))

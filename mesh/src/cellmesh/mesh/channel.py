@@ -18,6 +18,7 @@ import grpc
 from cellmesh.mesh import telemetry
 from cellmesh.mesh.breaker import Breaker
 from cellmesh.mesh.call import Downstream, Method, StreamCallable, UnaryCallable
+from cellmesh.mesh.identity import spiffe_id
 from cellmesh.mesh.limits import (
     GUEST_MESSAGE_BYTES,
     METADATA_BYTES,
@@ -129,14 +130,23 @@ class MeshChannel(grpc.aio.Channel):
         return self._dialed
 
 
-def unix_channel(path: Path, *, downstream: str, breaker: Breaker | None = None) -> MeshChannel:
-    """Return a channel to a service on a unix socket of this host."""
+def unix_channel(
+    path: Path, *, downstream: str, breaker: Breaker | None = None, audience: str = "", named_user: str = ""
+) -> MeshChannel:
+    """Return a channel to a service on a unix socket of this host.
+
+    `audience`, its SPIFFE id, lets user tokens for it go there. `named_user` is the user an operator acts for, in each
+    call that may act for one; only operator sockets believe it.
+    """
     channel = grpc.aio.insecure_channel(
         f"unix:{path}",
         options=_options(SERVICE_MESSAGE_BYTES),
         interceptors=telemetry.client_interceptors(guest=False),
     )
-    return _fixed(channel, Downstream(name=downstream, breaker=breaker or Breaker(downstream)))
+    called = Downstream(
+        name=downstream, breaker=breaker or Breaker(downstream), audience=audience, named_user=named_user
+    )
+    return _fixed(channel, called)
 
 
 def guest_channel(path: Path, *, vm_id: str, breaker: Breaker | None = None) -> MeshChannel:
@@ -178,7 +188,8 @@ def mtls_channel(address: str, *, service: str, identity: Identity, breaker: Bre
             channel=grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors), leaf=leaf
         )
 
-    return MeshChannel(dial, Downstream(name=service, breaker=breaker or Breaker(service)))
+    audience = spiffe_id(identity.trust_domain, service)
+    return MeshChannel(dial, Downstream(name=service, breaker=breaker or Breaker(service), audience=audience))
 
 
 def _fixed(channel: grpc.aio.Channel, downstream: Downstream) -> MeshChannel:

@@ -85,6 +85,49 @@ class CallerNotAllowed(MeshError):
     reason = "CALLER_NOT_ALLOWED"
 
 
+class UserMissing(MeshError):
+    """The RPC acts for a user, and the call brings none."""
+
+    code = Code.UNAUTHENTICATED
+    reason = "USER_MISSING"
+
+
+class UserTokenInvalid(MeshError):
+    """The user token is not one of auth's for this service."""
+
+    code = Code.UNAUTHENTICATED
+    reason = "USER_TOKEN_INVALID"
+
+
+class UserTokenExpired(MeshError):
+    """The user token is too old."""
+
+    code = Code.UNAUTHENTICATED
+    reason = "USER_TOKEN_EXPIRED"
+
+
+class UserNotAccepted(MeshError):
+    """The call brings a user where none is accepted."""
+
+    code = Code.PERMISSION_DENIED
+    reason = "USER_NOT_ACCEPTED"
+
+
+class UserMismatch(MeshError):
+    """A field of the request names another user than the one that the call acts for."""
+
+    code = Code.PERMISSION_DENIED
+    reason = "USER_MISMATCH"
+
+
+class UserTokenKeysUnavailable(MeshError):
+    """The service has no keys to verify user tokens with at the moment."""
+
+    # Not UNAVAILABLE: calls without a token are served, and a breaker that counted this would end them too.
+    code = Code.FAILED_PRECONDITION
+    reason = "USER_TOKEN_KEYS_UNAVAILABLE"
+
+
 class DeadlineExceeded(MeshError):
     """The answer was not ready in time."""
 

@@ -37,6 +37,38 @@ _SERVICE_ROLES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A container of a user's VM, in one of its lives."""
+
+    vm_id: str
+    """The VM."""
+    container: str
+    """Name of the container."""
+    generation: int
+    """Generation of the container."""
+    epoch: int
+    """Epoch of the VM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """The user that a call acts for, as a verified token or an operator says."""
+
+    user_id: str
+    """Which user; a UUID."""
+    session_id: str = ""
+    """The session of a browser that asked; empty if none did."""
+    cell: Cell | None = None
+    """The container that asked; None if none did."""
+    scopes: frozenset[str] = frozenset()
+    """What the token allows; empty if an operator named the user."""
+    token_id: str = ""
+    """The `jti` of the token, for audit; empty if an operator named the user."""
+    named_by_operator: bool = False
+    """True if no token says so, but an operator does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """A caller that was identified."""
 
@@ -44,6 +76,8 @@ class Caller:
     """What it is."""
     name: str
     """Which one: a SPIFFE id, `operator`, `edge`, or the id of the VM its vsock belongs to."""
+    user: User | None = None
+    """The user it acts for in this call; None if it acts for itself."""
 
 
 OPERATOR = Caller(role=Role.OPERATOR, name="operator")
@@ -65,6 +99,12 @@ def calling(who: Caller) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def acting_user() -> User | None:
+    """Return the user that the inbound call acts for, or None if there is none."""
+    who = _current.get()
+    return None if who is None else who.user
 
 
 def spiffe_id(trust_domain: str, name: str) -> str:

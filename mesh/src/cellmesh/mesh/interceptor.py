@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.message import Message
 
-from cellmesh.mesh import deadline, logs, status, telemetry
+from cellmesh.mesh import deadline, logs, on_behalf, status, telemetry
 from cellmesh.mesh.errors import CallerNotAllowed, Code, DeadlineExceeded, InvalidRequest, MeshError
 from cellmesh.mesh.identity import Caller, calling
 from cellmesh.mesh.policy import MethodPolicy, policy_of
@@ -25,6 +26,7 @@ Identify = Callable[[Context], Caller | None]
 Handler = Any
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 Streams = list[AsyncGenerator[Any, None]]
+Request = Message | Undecodable
 Admission = AbstractAsyncContextManager[None]
 
 _log = structlog.get_logger()
@@ -34,8 +36,8 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
     """Enforces the contracts' policies on one kind of listener.
 
     `identify` says who calls; `tracing` gives calls their spans and is absent where a caller's trace context is not to
-    be believed; `lines` bounds what callers that are not trusted can have us write; `names` are added to every log line
-    of a call.
+    be believed; `lines` bounds what callers that are not trusted can have us write; `verify` verifies user tokens, and
+    is absent where none is accepted; `names` are added to every log line of a call.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
         *,
         tracing: telemetry.ServerInterceptor | None = None,
         lines: logs.LineBudget | None = None,
+        verify: on_behalf.Verify | None = None,
         **names: str,
     ) -> None:
         self._identify = identify
         self._tracing = tracing
         self._lines = lines
+        self._verify = verify
         self._names = names
 
     async def intercept_service(  # type: ignore[override]  # the stub wants `method_handler` types grpc does not export
@@ -70,15 +74,20 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
         return _drained(await self._tracing.intercept_service(innermost, handler_call_details), streams)
 
     @asynccontextmanager
-    async def _admit(self, method: str, policy: MethodPolicy, context: Context) -> AsyncIterator[None]:
-        """Let an allowed caller in for as long as its deadline; answer with an error of the contract if it fails."""
+    async def _admit(
+        self, method: str, policy: MethodPolicy, context: Context, request: Request | None
+    ) -> AsyncIterator[None]:
+        """Let an allowed caller in for as long as its deadline; answer with an error of the contract if it fails.
+
+        `request` is that of a call that has one; of a stream each is checked as it is read.
+        """
         caller = self._identify(context)
         names = {"method": method, "caller": caller.name if caller else "nobody", **self._names}
         with logs.context(**names):
             try:
                 if caller is None or caller.role not in policy.callers:
                     raise _not_allowed(method, caller)
-                with calling(caller):
+                with self._acting(method, policy, caller, context, request):
                     async with _limited(method, policy.seconds(_time_left(context))):
                         yield
             except grpc.aio.AbortError:
@@ -88,6 +97,26 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
                 answer = status.public(error, telemetry.trace_id())
                 self._note(error, answer)
                 await context.abort(status.grpc_code(answer), status.to_status(answer).message, status.trailers(answer))
+
+    @contextmanager
+    def _acting(
+        self, method: str, policy: MethodPolicy, caller: Caller, context: Context, request: Request | None
+    ) -> Iterator[None]:
+        """Let domain code know who calls and for whom; raise what is wrong with the user or with the request."""
+        metadata = context.invocation_metadata() or ()
+        user, tokens = on_behalf.inbound(method, policy, caller, metadata, self._verify)
+        checked = None if request is None else _checked(request)
+        user = on_behalf.settled(method, policy, caller, user, checked)
+        if user is None:
+            with calling(caller):
+                yield
+            return
+        with (
+            logs.context(user=user.user_id),
+            calling(replace(caller, user=user)),
+            on_behalf.acting_for(*tokens),
+        ):
+            yield
 
     def _note(self, error: Exception, answer: MeshError) -> None:
         """Write down how a call failed, with all that its caller is not told."""
@@ -126,15 +155,21 @@ def _time_left(context: Context) -> float | None:
     return left
 
 
-def _guarded(handler: Handler, admit: Callable[[Context], Admission], streams: Streams) -> Handler:
+def _guarded(handler: Handler, admit: Callable[[Context, Request | None], Admission], streams: Streams) -> Handler:
     """Return the same handler, admitted and with every request checked."""
-    incoming = _checked_stream if handler.request_streaming else _checked
+
+    def entered(request: Any, context: Context) -> tuple[Admission, Any]:
+        if handler.request_streaming:
+            return admit(context, None), _checked_stream(request)
+        return admit(context, request), request
+
     if handler.response_streaming:
         behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def answer(request: Any, context: Context) -> AsyncGenerator[Any, None]:
-            async with admit(context):
-                answers = behavior(incoming(request), context)
+            admission, incoming = entered(request, context)
+            async with admission:
+                answers = behavior(incoming, context)
                 if not hasattr(answers, "__aiter__"):
                     # A coroutine that writes its answers itself, as gRPC's own health service does.
                     await answers
@@ -152,8 +187,9 @@ def _guarded(handler: Handler, admit: Callable[[Context], Admission], streams: S
     unary_behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
     async def unary(request: Any, context: Context) -> Any:
-        async with admit(context):
-            return await unary_behavior(incoming(request), context)
+        admission, incoming = entered(request, context)
+        async with admission:
+            return await unary_behavior(incoming, context)
         raise AssertionError("admit never swallows an error")
 
     return _like(handler, unary)
@@ -227,13 +263,13 @@ def _like(handler: Handler, behavior: Any) -> Handler:
     return made
 
 
-def _checked(request: Message | Undecodable) -> Message:
+def _checked(request: Request) -> Message:
     if isinstance(request, Undecodable):
         raise InvalidRequest(f"The request is not a message of the contract: {request.detail}. Correct the client.")
     check_request(request)
     return request
 
 
-async def _checked_stream(requests: AsyncIterator[Message | Undecodable]) -> AsyncIterator[Message]:
+async def _checked_stream(requests: AsyncIterator[Request]) -> AsyncIterator[Message]:
     async for request in requests:
         yield _checked(request)

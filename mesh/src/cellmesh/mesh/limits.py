@@ -12,6 +12,9 @@ SERVICE_MESSAGE_BYTES = 4 * 1024 * 1024
 METADATA_BYTES = 8 * 1024
 """Most metadata of a call, each way."""
 
+USER_TOKEN_BYTES = 4 * 1024
+"""Longest user token."""
+
 PING_INTERVAL_MS = 20_000
 """How often clients ping an idle connection; a server that wants fewer answers ENHANCE_YOUR_CALM."""
 

@@ -24,10 +24,11 @@ _SECRET_NAME = re.compile(
     r"(?i)(^|[_.-])(authorization|cookie|credential|credentials|password|passphrase|private_?key|api_?key|secret|token|"
     r"access_?key|session_?id)s?($|[_.-])"
 )
-# Shapes of the keys providers give out, wherever they stand.
+# Shapes of the keys providers give out and of signed tokens, wherever they stand.
 _SECRET_VALUE = re.compile(
     r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{12,}|\bAIza[A-Za-z0-9_-]{30,}"
     r"|\bxox[abps]-[A-Za-z0-9-]{10,}|(?i:\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}"
+    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
     re.DOTALL,
 )

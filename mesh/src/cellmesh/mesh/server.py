@@ -30,6 +30,7 @@ from cellmesh.mesh.limits import (
     REPORT_BYTES,
     SERVICE_MESSAGE_BYTES,
 )
+from cellmesh.mesh.on_behalf import Verify
 from cellmesh.mesh.policy import policy_of
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ _ROLE_CONNECTIONS = 64
 class MeshServer:
     """The listeners of one service.
 
-    `services` are what operators and other services reach. Add listeners, `start`, and `stop` once; or use it as an
-    async context manager. Adding raises OSError if an address cannot be served on.
+    `services` are what operators and other services reach; `verify` verifies the tokens of users that they act for,
+    and without it none is accepted. Add listeners, `start`, and `stop` once; or use it as an async context manager.
+    Adding raises OSError if an address cannot be served on.
     """
 
-    def __init__(self, services: Sequence[Register]) -> None:
+    def __init__(self, services: Sequence[Register], *, verify: Verify | None = None) -> None:
         require_upb()
+        self._verify = verify
         self._services = tuple(services)
         self._names = _check(services)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stub
@@ -66,7 +69,7 @@ class MeshServer:
     def add_operator_socket(self, path: Path) -> None:
         """Serve all on a unix socket of mode 0600, where every caller is the operator; reflection is only here."""
         self._claims.enter_context(unix_socket.claim(path))
-        server = self._server(PolicyInterceptor(_operator, tracing=telemetry.server_interceptor()))
+        server = self._server(PolicyInterceptor(_operator, tracing=telemetry.server_interceptor(), verify=self._verify))
         _add_operator_services(server, self._names)
         _bind(server, f"unix:{path}")
         unix_socket.hand_over(path, mode=0o600)
@@ -83,7 +86,7 @@ class MeshServer:
         _check(services)
         self._claims.enter_context(unix_socket.claim(path))
         interceptor = PolicyInterceptor(
-            lambda _: caller, tracing=telemetry.server_interceptor(), lines=logs.LineBudget()
+            lambda _: caller, tracing=telemetry.server_interceptor(), lines=logs.LineBudget(), verify=self._verify
         )
         server = _policed(interceptor, services, connections=_ROLE_CONNECTIONS)
         self._servers.append(server)
@@ -98,7 +101,7 @@ class MeshServer:
         def identify(context: grpc.aio.ServicerContext[Any, Any]) -> Caller | None:
             return caller_of_peer(context.auth_context(), identity.trust_domain)
 
-        server = self._server(PolicyInterceptor(identify, tracing=telemetry.server_interceptor()))
+        server = self._server(PolicyInterceptor(identify, tracing=telemetry.server_interceptor(), verify=self._verify))
         port = server.add_secure_port(address, server_credentials(identity))
         if not port:
             raise OSError(f"{address} cannot be listened on. Is something else there already?")
