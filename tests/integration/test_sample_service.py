@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from cellmesh.api.audit.v1 import audit_service_pb2 as audit_pb2
+from cellmesh.api.audit.v1.audit_service_pb2_grpc import AuditServiceStub
 from cellmesh.mesh.channel import MeshChannel, unix_channel
 from cellmesh.mesh.errors import InvalidRequest, MeshError, RemoteError
 from support import contracts
@@ -126,6 +128,44 @@ async def test_it_answers_lists_watches_and_comes_back(database: str, generated:
                 assert await client.add("b", request_id=request_id, body="first") == first
                 await client.add("f")
                 assert await client.watched(3, token) == (["d", "e", "f"], (await client.watched(6))[1])
+
+
+@pytest.mark.asyncio
+async def test_its_operators_see_who_did_what(database: str, generated: Path, pb: ModuleType) -> None:
+    """The audit log is listed in pages, checked, watched and resumed across SIGKILL; a refusal adds nothing."""
+    with short_directory() as directory:
+        with sample_service(directory, generated, database):
+            async with asyncio.timeout(SECONDS), unix_channel(directory / "notes.sock", downstream="notes") as channel:
+                client, audit = Client(channel, pb), AuditServiceStub(channel)
+                watch = audit.WatchAudit(audit_pb2.WatchAuditRequest())
+                answers = aiter(watch)
+                assert (await anext(answers)).HasField("bookmark")
+                for name in "abc":
+                    await client.add(name, body="body")
+                with pytest.raises(RemoteError):
+                    await client.add("a")
+                seen = [await anext(answers) for _ in range(2)]
+                assert [answer.entry.sequence for answer in seen] == [1, 2]
+                watch.cancel()  # type: ignore[attr-defined]  # mesh's streams can be
+        with sample_service(directory, generated, database):
+            async with asyncio.timeout(SECONDS), unix_channel(directory / "notes.sock", downstream="notes") as channel:
+                audit = AuditServiceStub(channel)
+                request = audit_pb2.ListAuditRequest(page={"page_size": 2}, filter={"resource_prefix": "notes"})
+                page = await audit.ListAudit(request)
+                assert [entry.sequence for entry in page.entries] == [3, 2]
+                request.page.page_token = page.next_page_token
+                page = await audit.ListAudit(request)
+                (entry,) = page.entries
+                assert (entry.sequence, entry.caller_role, entry.action) == (1, "operator", "note.add")
+                assert [(fact.name, fact.number) for fact in entry.facts] == [("characters", 4)]
+                assert entry.decision == audit_pb2.DECISION_ALLOWED
+                assert page.next_page_token == ""
+                denied = audit_pb2.ListAuditRequest(filter={"decision": audit_pb2.DECISION_DENIED})
+                assert list((await audit.ListAudit(denied)).entries) == []
+                resumed = aiter(audit.WatchAudit(audit_pb2.WatchAuditRequest(resume_token=seen[1].resume_token)))
+                assert (await anext(resumed)).entry.sequence == 3
+                verdict = await audit.VerifyAudit(audit_pb2.VerifyAuditRequest())
+                assert (verdict.fault, verdict.entry_count, verdict.signed_sequence) == ("", 3, 3)
 
 
 @pytest.mark.asyncio

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import notes_pb2
@@ -19,6 +19,8 @@ from cellmesh.mesh.tokens import TokenSigner
 from cellmesh.mesh.watch import Bookmark, ResumeTokens
 from cellmesh.service import process
 from cellmesh.service.answers import intent_of
+from cellmesh.service.audit.callers import calling
+from cellmesh.service.audit.log import AuditLog
 from cellmesh.service.journal import Journal
 from cellmesh.service.shutdown import Shutdown
 from sample.store import ADD_NOTE, Note, NoteExists, Notes, entry
@@ -81,19 +83,24 @@ def _encode(note: Note) -> Any:
 @asynccontextmanager
 async def serving(settings: NoteSettings) -> AsyncIterator[None]:
     """Be the service inside."""
-    async with Notes.opened(settings.database or settings.state_dir / "notes.db") as notes:
+    shutdown = Shutdown(lambda: DownstreamUnavailable("The service stops. Send the request again."))
+    async with AsyncExitStack() as stack:
+        database = settings.database or settings.state_dir / "notes.db"
+        notes = await stack.enter_async_context(Notes.opened(database, who=calling))
         journal = await Journal.opened(notes, entry)
         async with notes.reading() as reading:
             signer = TokenSigner(await reading.token_key())
-        shutdown = Shutdown(lambda: DownstreamUnavailable("The service stops. Send the request again."))
+        audit_dir = settings.state_dir / "audit"
+        log = await stack.enter_async_context(AuditLog.opened(notes, audit_dir, signer=signer, shutdown=shutdown))
         servicer = NoteServicer(notes, journal, signer, shutdown)
-        server = MeshServer([functools.partial(notes_pb2_grpc.add_NoteServiceServicer_to_server, servicer)])
+        register = functools.partial(notes_pb2_grpc.add_NoteServiceServicer_to_server, servicer)
+        server = MeshServer([register, log.register], refused=log.refusals.note)
         server.add_operator_socket(settings.run_dir / "notes.sock")
-        relay = asyncio.create_task(journal.relay())
+        tasks = asyncio.gather(journal.relay(), log.run())
         async with server:
             yield
             await shutdown.begin()
-        relay.cancel()
+        tasks.cancel()
 
 
 if __name__ == "__main__":

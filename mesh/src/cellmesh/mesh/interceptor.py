@@ -25,6 +25,8 @@ Identify = Callable[[Context], Caller | None]
 # gRPC types handlers for its blocking API only.
 Handler = Any
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Refused = Callable[[str, Caller | None], None]
+"""Is told of a call that its caller may not make: the method, and the caller if it is known."""
 Streams = list[AsyncGenerator[Any, None]]
 Request = Message | Undecodable
 Admission = AbstractAsyncContextManager[None]
@@ -37,7 +39,8 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
 
     `identify` says who calls; `tracing` gives calls their spans and is absent where a caller's trace context is not to
     be believed; `lines` bounds what callers that are not trusted can have us write; `verify` verifies user tokens, and
-    is absent where none is accepted; `names` are added to every log line of a call.
+    is absent where none is accepted; `refused` is told of callers that may not make a call; `names` are added to every
+    log line of a call.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
         tracing: telemetry.ServerInterceptor | None = None,
         lines: logs.LineBudget | None = None,
         verify: on_behalf.Verify | None = None,
+        refused: Refused | None = None,
         **names: str,
     ) -> None:
         self._identify = identify
         self._tracing = tracing
         self._lines = lines
         self._verify = verify
+        self._refused = refused
         self._names = names
 
     async def intercept_service(  # type: ignore[override]  # the stub wants `method_handler` types grpc does not export
@@ -86,6 +91,8 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
         with logs.context(**names):
             try:
                 if caller is None or caller.role not in policy.callers:
+                    if self._refused is not None:
+                        self._refused(method, caller)
                     raise _not_allowed(method, caller)
                 with self._acting(method, policy, caller, context, request):
                     async with _limited(method, policy.seconds(_time_left(context))):

@@ -22,7 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from cellmesh.mesh import logs, telemetry, unix_socket, validation
 from cellmesh.mesh.acceptor import Acceptor, Bounds
 from cellmesh.mesh.identity import OPERATOR, Caller, Role
-from cellmesh.mesh.interceptor import PolicyInterceptor
+from cellmesh.mesh.interceptor import Identify, PolicyInterceptor, Refused
 from cellmesh.mesh.limits import (
     METADATA_BYTES,
     NO_COMPRESSION,
@@ -53,13 +53,16 @@ class MeshServer:
     """The listeners of one service.
 
     `services` are what operators and other services reach; `verify` verifies the tokens of users that they act for,
-    and without it none is accepted. Add listeners, `start`, and `stop` once; or use it as an async context manager.
-    Adding raises OSError if an address cannot be served on.
+    and without it none is accepted; `refused` is told of callers that may not make a call. Add listeners, `start`, and
+    `stop` once; or use it as an async context manager. Adding raises OSError if an address cannot be served on.
     """
 
-    def __init__(self, services: Sequence[Register], *, verify: Verify | None = None) -> None:
+    def __init__(
+        self, services: Sequence[Register], *, verify: Verify | None = None, refused: Refused | None = None
+    ) -> None:
         require_upb()
         self._verify = verify
+        self._refused = refused
         self._services = tuple(services)
         self._names = _check(services)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stub
@@ -69,7 +72,7 @@ class MeshServer:
     def add_operator_socket(self, path: Path) -> None:
         """Serve all on a unix socket of mode 0600, where every caller is the operator; reflection is only here."""
         self._claims.enter_context(unix_socket.claim(path))
-        server = self._server(PolicyInterceptor(_operator, tracing=telemetry.server_interceptor(), verify=self._verify))
+        server = self._server(self._interceptor(_operator))
         _add_operator_services(server, self._names)
         _bind(server, f"unix:{path}")
         unix_socket.hand_over(path, mode=0o600)
@@ -85,9 +88,7 @@ class MeshServer:
         """
         _check(services)
         self._claims.enter_context(unix_socket.claim(path))
-        interceptor = PolicyInterceptor(
-            lambda _: caller, tracing=telemetry.server_interceptor(), lines=logs.LineBudget(), verify=self._verify
-        )
+        interceptor = self._interceptor(lambda _: caller, lines=logs.LineBudget())
         server = _policed(interceptor, services, connections=_ROLE_CONNECTIONS)
         self._servers.append(server)
         _bind(server, f"unix:{path}")
@@ -101,11 +102,20 @@ class MeshServer:
         def identify(context: grpc.aio.ServicerContext[Any, Any]) -> Caller | None:
             return caller_of_peer(context.auth_context(), identity.trust_domain)
 
-        server = self._server(PolicyInterceptor(identify, tracing=telemetry.server_interceptor(), verify=self._verify))
+        server = self._server(self._interceptor(identify))
         port = server.add_secure_port(address, server_credentials(identity))
         if not port:
             raise OSError(f"{address} cannot be listened on. Is something else there already?")
         return port
+
+    def _interceptor(self, identify: Identify, *, lines: logs.LineBudget | None = None) -> PolicyInterceptor:
+        return PolicyInterceptor(
+            identify,
+            tracing=telemetry.server_interceptor(),
+            lines=lines,
+            verify=self._verify,
+            refused=self._refused,
+        )
 
     async def start(self) -> None:
         """Answer calls."""

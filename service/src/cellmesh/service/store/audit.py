@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy
@@ -119,22 +118,6 @@ class Who:
     """A SPIFFE id, or the name of the role."""
     user_id: str = ""
     """On behalf of which user, proven by a token; empty if for itself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """An entry of an audit log."""
-
-    sequence: int
-    time: datetime
-    who: Who
-    action: str
-    resource: str
-    decision: Decision
-    trace_id: str
-    facts: Mapping[str, int | bool | str]
-    hash: str
-    """In hexadecimal, over the entry and the hash of the one before."""
 
 
 def values_of(
