@@ -26,7 +26,7 @@ _MEMBERS = {
 _OURS = {
     "gen": {"cellmesh.api", "cellmesh.envoy"},
     "mesh": {"cellmesh.api", "cellmesh.mesh"},
-    "service": {"cellmesh.mesh", "cellmesh.service"},
+    "service": {"cellmesh.api", "cellmesh.mesh", "cellmesh.service"},
     "hypervisor": {
         "cellmesh.api",
         "cellmesh.envoy",

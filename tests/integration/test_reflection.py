@@ -19,6 +19,7 @@ from support.hollow_images import hollow_container, hollow_guest
 from support.node import Node, node, short_directory
 
 OURS = "cellmesh.api.hypervisor.v1"
+AUDIT = "cellmesh.api.audit.v1.AuditService"
 SERVICES = {
     f"{OURS}.VmService": {
         "CreateVm",
@@ -166,7 +167,7 @@ async def test_a_client_without_stubs_calls_the_standard_services_and_reads_erro
                 call(f"{OURS}.ContainerService/Exec", {"input": {"open": open_}}),
                 call(f"{OURS}.ContainerService/StreamLogs", nobody),
             )
-    assert set(told["services"]) == STANDARD | set(SERVICES)
+    assert set(told["services"]) == STANDARD | set(SERVICES) | {AUDIT}
     healthy, version_1, version_1_alpha, channelz, *refused = told["calls"]
     assert healthy["answers"] == [{"status": "SERVING"}]
     for reflected in (version_1, version_1_alpha):

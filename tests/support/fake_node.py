@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2
 
+from cellmesh.api.audit.v1 import audit_service_pb2_grpc
 from cellmesh.api.common.v1 import container_pb2 as common_container_pb2
 from cellmesh.api.common.v1 import exec_pb2, health_pb2, log_pb2
 from cellmesh.api.hypervisor.v1 import (
@@ -31,6 +32,7 @@ from cellmesh.api.hypervisor.v1 import (
     vm_service_pb2,
     vm_service_pb2_grpc,
 )
+from support.fake_audit import FakeAudit
 from support.fake_command import FakeCommand, Gate
 from support.fake_routes import FakeRoutes, refuse
 
@@ -72,6 +74,7 @@ class FakeNode(
         self.requests: list[object] = []
         self.commands: dict[str, FakeCommand] = {}
         self.routes = FakeRoutes()
+        self.audit = FakeAudit()
         self.log = b""
         self.log_stream = exec_pb2.OUTPUT_STREAM_STDOUT
         self.breaks: list[int] = []
@@ -90,6 +93,7 @@ class FakeNode(
         event_service_pb2_grpc.add_EventServiceServicer_to_server(self, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(self, self._server)
         route_service_pb2_grpc.add_RouteServiceServicer_to_server(self.routes, self._server)
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         self._server.start()
 

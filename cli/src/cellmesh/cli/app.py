@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cellmesh.cli import invocation
-from cellmesh.cli.commands import container, doctor, events, exec_, image, logs, node, route, up, vm
+from cellmesh.cli.commands import audit, container, doctor, events, exec_, image, logs, node, route, up, vm
 
 _EPILOG = (
     "Exit codes: 0 well, 1 bad news, 2 usage, 3 not found, 4 no node or guest answers, 5 its state does not allow it, "
@@ -58,6 +58,7 @@ app.add_typer(route.app, name="route")
 app.command("exec", context_settings={"allow_interspersed_args": False})(exec_.exec_)
 app.command()(logs.logs)
 app.command()(events.events)
+app.add_typer(audit.app, name="audit")
 app.add_typer(image.app, name="image")
 app.add_typer(node.app, name="node")
 app.command()(doctor.doctor)

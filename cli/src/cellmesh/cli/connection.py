@@ -16,6 +16,7 @@ from cellmesh.cli.errors import NoNodeError
 from cellmesh.cli.refusal import is_broken_stream
 
 if TYPE_CHECKING:
+    from cellmesh.api.audit.v1 import audit_service_pb2_grpc
     from cellmesh.api.hypervisor.v1 import (
         container_service_pb2_grpc,
         event_service_pb2_grpc,
@@ -53,6 +54,7 @@ class Node:
     events: event_service_pb2_grpc.EventServiceAsyncStub
     node: node_service_pb2_grpc.NodeServiceAsyncStub
     routes: route_service_pb2_grpc.RouteServiceAsyncStub
+    audit: audit_service_pb2_grpc.AuditServiceAsyncStub
 
 
 def streaming(call: AsyncIterable[Item]) -> Stream[Item]:
@@ -67,6 +69,7 @@ async def connect(socket: Path) -> AsyncIterator[Node]:
     # gRPC reads this when it is imported; what it says of each connection is noise to a person.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Here, not above: what needs no node (help, doctor, images) starts without gRPC.
+    from cellmesh.api.audit.v1 import audit_service_pb2_grpc
     from cellmesh.api.hypervisor.v1 import (
         container_service_pb2_grpc,
         event_service_pb2_grpc,
@@ -83,6 +86,7 @@ async def connect(socket: Path) -> AsyncIterator[Node]:
             events=event_service_pb2_grpc.EventServiceStub(channel),
             node=node_service_pb2_grpc.NodeServiceStub(channel),
             routes=route_service_pb2_grpc.RouteServiceStub(channel),
+            audit=audit_service_pb2_grpc.AuditServiceStub(channel),
         )
 
 

@@ -56,6 +56,8 @@ from cellmesh.mesh import identity, telemetry
 from cellmesh.mesh.pages import PageTokens
 from cellmesh.mesh.server import MeshServer, Register
 from cellmesh.mesh.tokens import TokenSigner
+from cellmesh.service.audit.callers import calling
+from cellmesh.service.audit.log import AuditLog
 from cellmesh.service.journal import Journal
 from cellmesh.service.shutdown import Shutdown
 from cellmesh.service.state_lock import StateLock
@@ -83,7 +85,9 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
     make_traversable(settings.run_dir)
     async with AsyncExitStack() as stack:
         stack.enter_context(StateLock(settings.state_dir, SERVICE))
-        store = await stack.enter_async_context(Store.opened(settings.state_dir / _DATABASE, trace_id=_causing_trace))
+        store = await stack.enter_async_context(
+            Store.opened(settings.state_dir / _DATABASE, trace_id=_causing_trace, who=calling)
+        )
         admin = EnvoyAdmin(settings.edge_dir / _ADMIN_SOCKET)
         discovery, keepers = await _edge(settings, admin, stack)
         world, listeners, guests, publisher = _world(settings, store, discovery)
@@ -93,17 +97,23 @@ async def serving(settings: HypervisorSettings) -> AsyncIterator[None]:
         async with store.reading() as reading:
             signer = TokenSigner(await reading.token_key())
         shutdown = Shutdown(NodeShuttingDown)
+        audit = await stack.enter_async_context(
+            AuditLog.opened(store, settings.state_dir / "audit", signer=signer, shutdown=shutdown)
+        )
         switches = Switches(store=store, edge=publisher, failpoint=failpoints.reach)
         vms = _vms(world, reconciler)
         routes = _route_service(
             world, vms, switches, journal, signer, shutdown, traffic=functools.partial(_traffic, admin)
         )
-        server = MeshServer([*_services(world, guests, vms, journal, signer, shutdown), routes])
+        services = [*_services(world, guests, vms, journal, signer, shutdown), routes, audit.register]
+        server = MeshServer(services, refused=audit.refusals.note)
         _listen(settings, server)
         # An Envoy that has served while we were away must find every route here when it asks.
         publisher.publish_all()
         _listen_to_edge(settings, server, routes, DiscoveryServicer(discovery, ends=shutdown.ends))
-        await stack.enter_async_context(_running(journal, reconciler, [publisher.run, switches.run, *keepers]))
+        await stack.enter_async_context(
+            _running(journal, reconciler, [publisher.run, switches.run, audit.run, *keepers])
+        )
         await server.start()
         try:
             yield
