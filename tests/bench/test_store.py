@@ -155,7 +155,7 @@ def test_audit_verify(runner: asyncio.Runner, tmp_path: Path, interleave: Interl
         for _ in range(_AUDITED // 500):
             async with notes.transaction() as tx:
                 for _ in range(500):
-                    await tx.audit(ADD_NOTE, resource="notes", characters=7)
+                    await tx.audit(ADD_NOTE, resource="notes", facts={"characters": 7})
 
     async def check() -> None:
         verdict = await verify(seals)

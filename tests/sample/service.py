@@ -56,7 +56,7 @@ class NoteServicer(notes_pb2_grpc.NoteServiceServicer):
                 raise NoteExists(f"There is a note {note.name}; choose another name.")
             await tx.add(note)
             # Its name is free text, which has no place in an audit log.
-            await tx.audit(ADD_NOTE, resource="notes", characters=len(note.body))
+            await tx.audit(ADD_NOTE, resource="notes", facts={"characters": len(note.body)})
             return await tx.answer(intent, note)
 
     async def ListNotes(self, request: Any, _: Any) -> Any:

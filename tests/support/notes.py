@@ -29,7 +29,7 @@ class Transaction(store.Transaction, Reading):
     async def add_audited(self, name: str) -> None:
         """Add a note that says nothing, with an entry in the audit log."""
         await self.add_named(name)
-        await self.audit(store.ADD_NOTE, resource="notes", characters=0)
+        await self.audit(store.ADD_NOTE, resource="notes", facts={"characters": 0})
 
 
 class Notes(store.Notes):

@@ -36,7 +36,7 @@ async def add(notes: Notes, count: int) -> None:
     """Write some rows."""
     for _ in range(count):
         async with notes.transaction() as tx:
-            await tx.audit(ACT, resource="notes/1", count=count)
+            await tx.audit(ACT, resource="notes/1", facts={"count": count})
 
 
 async def test_an_entry_says_who_did_what(location: Path | str) -> None:
@@ -44,7 +44,7 @@ async def test_an_entry_says_who_did_what(location: Path | str) -> None:
     who: Who | None = Who(role="operator", name="operator", user_id="7")
     async with Notes.opened(location, who=lambda: who, trace_id=lambda: "ab" * 16) as notes:
         async with notes.transaction() as tx:
-            await tx.audit(ACT, resource="notes/1", mode="quick", count=3, forced=True)
+            await tx.audit(ACT, resource="notes/1", facts={"mode": "quick", "count": 3, "forced": True})
             await tx.audit(ACT, resource="", decision=Decision.DENIED, who=Who(role="edge", name="edge"))
         who = None
         await add(notes, 1)
@@ -79,7 +79,7 @@ async def test_what_was_not_declared_is_refused_and_stored_nowhere(notes: Notes,
 
     async def write(resource: str, facts: dict[str, object]) -> None:
         async with notes.transaction() as tx:
-            await tx.audit(ACT, resource=resource, **facts)  # type: ignore[arg-type]  # what is tried here
+            await tx.audit(ACT, resource=resource, facts=facts)  # type: ignore[arg-type]  # what is tried here
 
     async with Seals.opened(notes, tmp_path / "audit") as seals:
         for resource, facts in places:

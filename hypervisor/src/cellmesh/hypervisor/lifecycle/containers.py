@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from cellmesh.hypervisor.domain import audit
 from cellmesh.hypervisor.domain.container import (
     MAX_CONTAINERS,
     Container,
@@ -37,6 +38,7 @@ from cellmesh.hypervisor.lifecycle.vms import found
 from cellmesh.hypervisor.store import Reading, Store, Transaction
 from cellmesh.image import ImageError, ImageStore
 from cellmesh.service.intent import Answer, Intent
+from cellmesh.service.store import NO_FACTS, Action, Facts
 
 # While a VM is in one of these states a container that is wanted waits for it.
 _COMING = frozenset({VmState.PENDING, VmState.STARTING, VmState.BACKOFF})
@@ -88,6 +90,11 @@ class Containers:
             raise VmNotRunning(vm_id, vm.state.name)
         return vm
 
+    async def audit_exec(self, vm_id: str, name: str, exec_id: str) -> None:
+        """Write down that somebody opens a command in a container. Raises StoreUnavailable: then it is not opened."""
+        async with self._store.transaction() as tx:
+            await tx.audit(audit.OPEN_EXEC, resource=audit.container_resource(vm_id, name), facts={"exec_id": exec_id})
+
     async def start(self, intent: Intent[Answer], vm_id: str, name: str, spec: ContainerSpec) -> Answer:
         """Want a container, in a new generation.
 
@@ -122,7 +129,7 @@ class Containers:
             )
             return await tx.save_container(new, None)
 
-        return await self._wish(intent, vm_id, wish)
+        return await self._wish(intent, vm_id, wish, audit.START_CONTAINER, facts={"image": spec.image})
 
     async def restart(self, intent: Intent[Answer], vm_id: str, name: str) -> Answer:
         """Want a container again as it was, in a new generation.
@@ -134,7 +141,7 @@ class Containers:
             before = await _container(tx, vm_id, name)
             return await tx.save_container(replace(before.next_generation(), wanted=True), before)
 
-        return await self._wish(intent, vm_id, wish)
+        return await self._wish(intent, vm_id, wish, audit.RESTART_CONTAINER)
 
     async def stop(self, intent: Intent[Answer], vm_id: str, name: str) -> Answer:
         """Want a container stopped. Raises VmNotFound, VmDeleting, ContainerNotFound, RequestIdReused."""
@@ -143,7 +150,7 @@ class Containers:
             before = await _container(tx, vm_id, name)
             return await tx.save_container(_unwanted(before), before)
 
-        return await self._wish(intent, vm_id, wish, stopping=True)
+        return await self._wish(intent, vm_id, wish, audit.STOP_CONTAINER, stopping=True)
 
     async def delete(self, intent: Intent[Answer], vm_id: str, name: str, *, force: bool, persistent: bool) -> Answer:
         """Delete a container of a RUNNING VM with its layers, and with its lasting directories if `persistent`.
@@ -158,6 +165,7 @@ class Containers:
             if container.wanted and not force:
                 raise ContainerRunning(name, container.status.state.name)
             stopping = await tx.save_container(_unwanted(container), container)
+            await _audit(tx, audit.STOP_CONTAINER, stopping)
         self._failpoint("remove.wish_committed")
         await self.stopped(vm_id, name, stopping.generation)
         vm, stopped = await self._look(vm_id, name)
@@ -176,6 +184,7 @@ class Containers:
                 if own is not None and route.prefix == own.prefix:
                     await tx.delete_route(route)
             await tx.delete_container(container, persistent_paths=persistent)
+            await _audit(tx, audit.DELETE_CONTAINER, container, {"persistent_paths": persistent})
             answer = await tx.answer(intent, container)
         self._failpoint("remove.committed")
         self._attempts.forget(vm_id, name)
@@ -193,8 +202,10 @@ class Containers:
         intent: Intent[Answer],
         vm_id: str,
         change: Callable[[Transaction], Awaitable[Container]],
+        action: Action,
         *,
         stopping: bool = False,
+        facts: Facts = NO_FACTS,
     ) -> Answer:
         async with self._store.transaction() as tx:
             if (answer := await tx.answered(intent)) is not None:
@@ -204,7 +215,9 @@ class Containers:
                 raise VmDeleting(vm_id)
             if not stopping and (vm.state not in _COMING | {VmState.RUNNING} or vm.desired is not DesiredState.RUNNING):
                 raise VmNotRunning(vm_id, vm.state.name)
-            return await tx.answer(intent, await change(tx))
+            container = await change(tx)
+            await _audit(tx, action, container, facts)
+            return await tx.answer(intent, container)
 
     async def started(self, vm_id: str, name: str, generation: int) -> Container:
         """Return a container once it runs in a generation or a later one; PENDING while its VM starts.
@@ -244,6 +257,11 @@ class Containers:
     async def _look(self, vm_id: str, name: str) -> tuple[Vm, Container]:
         async with self._store.reading() as reading:
             return await found(reading, vm_id), await _container(reading, vm_id, name)
+
+
+async def _audit(tx: Transaction, action: Action, container: Container, facts: Facts = NO_FACTS) -> None:
+    resource = audit.container_resource(container.vm_id, container.name)
+    await tx.audit(action, resource=resource, facts={**facts, "generation": container.generation})
 
 
 async def _container(reading: Reading, vm_id: str, name: str) -> Container:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from cellmesh.hypervisor.domain import audit
 from cellmesh.hypervisor.domain.vm import VmState
 from cellmesh.hypervisor.lifecycle.admission import Admission
 from cellmesh.hypervisor.store import Store
@@ -90,4 +91,5 @@ class Nodes:
             if (answer := await tx.answered(intent)) is not None:
                 return answer
             await tx.set_draining(draining=draining)
+            await tx.audit(audit.DRAIN_NODE, resource="node", facts={"draining": draining})
             return await tx.answer(intent, replace(before, draining=draining))

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from cellmesh.hypervisor.domain import event
+from cellmesh.hypervisor.domain import audit, event
 from cellmesh.hypervisor.domain.container import Container
 from cellmesh.hypervisor.domain.errors import (
     ContainerNotFound,
@@ -30,6 +30,7 @@ from cellmesh.hypervisor.lifecycle.drains import SETTLES, Drains, Edge
 from cellmesh.hypervisor.store import Store, Transaction
 from cellmesh.mesh.errors import InternalError, MeshError
 from cellmesh.service.intent import Answer, Intent
+from cellmesh.service.store import Decision
 
 _log = structlog.get_logger()
 
@@ -116,6 +117,7 @@ class Switches:
                 if (drain := _drain_of(before, containers, wish, tx.now)) is not None:
                     await tx.put_drain(drain)
                     tx.follow_ups.append(self._drains.look)
+            await _audit(tx, wish)
             answer = await tx.answer(intent, current(route, vm, container))
         self._proven.setdefault((wish.vm_id, wish.prefix), before.target)
         self._failpoint("switch.committed")
@@ -161,6 +163,7 @@ class Switches:
                     )
                     await tx.cancel_drains(wish.vm_id, wish.prefix, proven.container)
                     del self._proven[wish.vm_id, wish.prefix]
+                await _audit(tx, wish, Decision.FAILED)
                 await tx.refuse(intent, error)
         except Exception as fault:
             return self._failed(wish, fault)
@@ -182,6 +185,19 @@ def _drain_of(before: Route, containers: Mapping[str, Container], wish: Wish, no
         container=leaves.name,
         generation=leaves.generation,
         due=now + wish.drain_timeout,
+    )
+
+
+async def _audit(tx: Transaction, wish: Wish, decision: Decision = Decision.ALLOWED) -> None:
+    await tx.audit(
+        audit.SWITCH_ROUTE,
+        resource=audit.vm_resource(wish.vm_id),
+        decision=decision,
+        facts={
+            "prefix": wish.prefix,
+            "container": wish.target.container,
+            "generation": wish.target.generation,
+        },
     )
 
 

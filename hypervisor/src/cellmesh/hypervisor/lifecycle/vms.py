@@ -13,6 +13,7 @@ from datetime import datetime
 
 import structlog
 
+from cellmesh.hypervisor.domain import audit
 from cellmesh.hypervisor.domain.errors import (
     ImageNotFound,
     VmAlreadyExists,
@@ -26,6 +27,7 @@ from cellmesh.hypervisor.lifecycle.admission import Admission
 from cellmesh.hypervisor.store import Reading, Store
 from cellmesh.image import ImageError, ImageStore
 from cellmesh.service.intent import Answer, Intent
+from cellmesh.service.store import NO_FACTS, Action, Facts
 
 _log = structlog.get_logger()
 _RESTARTABLE = frozenset({VmState.STOPPED, VmState.BACKOFF, VmState.FAILED})
@@ -94,6 +96,16 @@ class Vms:
             )
             await tx.add_vm(vm)
             await tx.add_routes(default_routes(vm.vm_id, tx.now))
+            await tx.audit(
+                audit.CREATE_VM,
+                resource=audit.vm_resource(vm.vm_id),
+                facts={
+                    "owner": vm.user_id,
+                    "guest_image": vm.spec.guest_image,
+                    "vcpus": vm.spec.vcpus,
+                    "memory_bytes": vm.spec.memory_bytes,
+                },
+            )
             answer = await tx.answer(intent, vm)
             # A caller whose deadline ends during the commit has a VM all the same, and it needs its keeper.
             tx.follow_ups.append(functools.partial(self._begin, vm.vm_id))
@@ -114,7 +126,7 @@ class Vms:
 
     async def start(self, intent: Intent[Answer], vm_id: str) -> Answer:
         """Want the VM to run, at once. Raises VmNotFound, VmDeleting, VmQuarantined, NodeDraining, RequestIdReused."""
-        answer = await self._wish(intent, vm_id, _start, starts=True)
+        answer = await self._wish(intent, vm_id, _start, audit.START_VM, starts=True)
         self._failpoint("start.wish_committed")
         return answer
 
@@ -129,23 +141,26 @@ class Vms:
                 return
             await self._admission.allow_start(tx)
             await tx.save_vm(_start(vm), vm)
+            await tx.audit(audit.START_VM_FOR_REQUEST, resource=audit.vm_resource(vm_id))
         self._failpoint("start.wish_committed")
 
     async def stop(self, intent: Intent[Answer], vm_id: str) -> Answer:
         """Want the VM stopped. Raises VmNotFound, VmDeleting, VmQuarantined, RequestIdReused."""
-        answer = await self._wish(intent, vm_id, _stop)
+        answer = await self._wish(intent, vm_id, _stop, audit.STOP_VM)
         self._failpoint("stop.wish_committed")
         return answer
 
     async def recycle(self, intent: Intent[Answer], vm_id: str) -> Answer:
         """Want the VM in a new epoch without its writable layers. Raises as `start`."""
-        answer = await self._wish(intent, vm_id, _recycle, starts=True)
+        answer = await self._wish(intent, vm_id, _recycle, audit.RECYCLE_VM, starts=True)
         self._failpoint("recycle.wish_committed")
         return answer
 
     async def delete(self, intent: Intent[Answer], vm_id: str, *, force: bool) -> Answer:
         """Want the VM gone with its data. Raises VmNotFound, VmQuarantined (without `force`), RequestIdReused."""
-        answer = await self._wish(intent, vm_id, lambda vm: _delete(vm, force=force))
+        answer = await self._wish(
+            intent, vm_id, lambda vm: _delete(vm, force=force), audit.DELETE_VM, facts={"force": force}
+        )
         self._failpoint("delete.wish_committed")
         return answer
 
@@ -154,8 +169,10 @@ class Vms:
         intent: Intent[Answer],
         vm_id: str,
         change: Callable[[Vm], Vm],
+        action: Action,
         *,
         starts: bool = False,
+        facts: Facts = NO_FACTS,
     ) -> Answer:
         async with self._store.transaction() as tx:
             if (answer := await tx.answered(intent)) is not None:
@@ -165,6 +182,7 @@ class Vms:
             if starts:
                 await self._admission.allow_start(tx)
             vm = await tx.save_vm(wished, vm)
+            await tx.audit(action, resource=audit.vm_resource(vm_id), facts=facts)
             return await tx.answer(intent, vm)
 
 

@@ -93,6 +93,7 @@ class ContainerServicer(container_service_pb2_grpc.ContainerServiceServicer):
         opened = first.input.open
         decode.require_fits_guest(opened, "input.open")
         vm = await self._containers.running_vm(opened.vm_id, opened.container_name)
+        await self._containers.audit_exec(vm.vm_id, opened.container_name, opened.exec_id)
         frames = Frames(first.input, request_iterator)
         answers = self._guests.exec(vm.vm_id, vm.epoch, opened.container_name, frames.each())
         known = self._known(opened.vm_id, opened.container_name)

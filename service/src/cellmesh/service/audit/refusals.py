@@ -38,6 +38,8 @@ class Refusals:
             method, who, left_out = await self._taken.get()
             try:
                 async with self._store.transaction() as tx:
-                    await tx.audit(REFUSED, resource=method, decision=Decision.DENIED, who=who, left_out=left_out)
+                    await tx.audit(
+                        REFUSED, resource=method, decision=Decision.DENIED, who=who, facts={"left_out": left_out}
+                    )
             except Exception as error:
                 _log.error("audit.refusal_lost", method=method, caller=who.name, exc_info=error)

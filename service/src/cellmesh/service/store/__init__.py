@@ -1,6 +1,6 @@
 """The state of a service, on SQLite or PostgreSQL: a change, its journal entry and its answer are one transaction."""
 
-from cellmesh.service.store.audit import Action, Decision, Fact, Who
+from cellmesh.service.store.audit import NO_FACTS, Action, Decision, Fact, Facts, Who
 from cellmesh.service.store.audit_tables import AUDIT_STEP, AuditTables, audit_tables
 from cellmesh.service.store.errors import StoreUnavailable
 from cellmesh.service.store.schema import Schema, SchemaTooNew, answers_table, journal_table, state_table
@@ -9,10 +9,12 @@ from cellmesh.service.store.transaction import Reading, Statements, Transaction,
 
 __all__ = [
     "AUDIT_STEP",
+    "NO_FACTS",
     "Action",
     "AuditTables",
     "Decision",
     "Fact",
+    "Facts",
     "Reading",
     "Schema",
     "SchemaTooNew",

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy
@@ -25,6 +26,9 @@ GENESIS = "0" * 64
 """What stands for the hash of the row before the first."""
 CHANGED = "audit"
 """The key whose watchers are notified of new entries."""
+Facts = Mapping[str, int | bool | str]
+"""What else an action says of itself, by name."""
+NO_FACTS: Facts = MappingProxyType({})
 _DOMAIN = b"cellmesh.audit.row.v1"
 _MAX_FACTS = 8
 _MAX_NUMBER = 2**63 - 1
@@ -120,9 +124,7 @@ class Who:
     """On behalf of which user, proven by a token; empty if for itself."""
 
 
-def values_of(
-    action: Action, who: Who, *, resource: str, decision: Decision, facts: Mapping[str, int | bool | str]
-) -> dict[str, Any]:
+def values_of(action: Action, who: Who, *, resource: str, decision: Decision, facts: Facts) -> dict[str, Any]:
     """Return the columns of an entry; ValueError, which never shows a value, for one that was not declared."""
     if not _RESOURCE.fullmatch(resource):
         raise ValueError(f"The resource of {action.name} is no id: letters, digits and ._/:- only, at most 300")

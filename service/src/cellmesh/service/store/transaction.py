@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping, Select, bindparam, delete, func, insert, sele
 
 from cellmesh.mesh.errors import MeshError, RequestIdReused
 from cellmesh.service.intent import Answer, Intent, Serializable
-from cellmesh.service.store.audit import CHANGED, Action, Chain, Decision, Who, values_of
+from cellmesh.service.store.audit import CHANGED, NO_FACTS, Action, Chain, Decision, Facts, Who, values_of
 from cellmesh.service.store.connection import Connection, Step
 from cellmesh.service.store.schema import Schema
 
@@ -149,7 +149,7 @@ class Transaction(Reading):
         resource: str,
         decision: Decision = Decision.ALLOWED,
         who: Who | None = None,
-        **facts: int | bool | str,
+        facts: Facts = NO_FACTS,
     ) -> None:
         """Append an entry to the audit log, of the caller unless `who` is given.
 
