@@ -17,4 +17,5 @@ def calling() -> Who | None:
 
 def who_is(caller: identity.Caller) -> Who:
     """Return a caller as an audit log says it."""
-    return Who(role=caller.role.name.lower(), name=caller.name)
+    user_id = "" if caller.user is None else caller.user.user_id
+    return Who(role=caller.role.name.lower(), name=caller.name, user_id=user_id)

@@ -121,7 +121,7 @@ class Who:
     name: str
     """A SPIFFE id, or the name of the role."""
     user_id: str = ""
-    """On behalf of which user, proven by a token; empty if for itself."""
+    """On behalf of which user, proven by a token or named by an operator; empty if for itself."""
 
 
 def values_of(action: Action, who: Who, *, resource: str, decision: Decision, facts: Facts) -> dict[str, Any]:
