@@ -5,6 +5,7 @@ All they keep lies in one folder. Trees are compared by what a process would see
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import stat
@@ -69,7 +70,9 @@ class ImageTools:
 def seen(root: Path) -> Seen:
     """Return all that lies below `root`; devices, FIFOs and sockets are left out, as the import leaves them out."""
     found: Seen = {}
-    for path in root.rglob("*"):
+    # pathlib's own walk follows links to look at them, and fails where a target's name is too long.
+    below = (Path(folder) / name for folder, *names in os.walk(root) for name in itertools.chain(*names))
+    for path in below:
         status = path.lstat()
         kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
         kind = kinds.get(stat.S_IFMT(status.st_mode))

@@ -212,6 +212,14 @@ def test_a_uid_belongs_to_one_vm_until_it_is_released(root: Path, monkeypatch: p
     assert uids.Uids(root / "uids", base=500).allocate("c") == 500
 
 
+def test_a_claim_that_a_kill_left_unfinished_is_removed(root: Path) -> None:
+    """Prove that nothing stays of a uid whose hypervisor was killed before the uid's file had its name."""
+    uids.Uids(root / "uids", base=500).allocate("a")
+    (root / "uids" / "501.new").write_text("b")
+    uids.Uids(root / "uids", base=500).release("b")
+    assert [path.name for path in (root / "uids").iterdir()] == ["500"]
+
+
 @pytest.mark.parametrize(
     ("text", "asked", "killed", "reason"),
     [

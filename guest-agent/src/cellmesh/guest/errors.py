@@ -1,5 +1,7 @@
 """Every refusal of the agent: one class, one reason of the contract, one status code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -165,3 +167,21 @@ class ExecAttachedElsewhere(GuestError):
 
     code = "ABORTED"
     reason = "EXEC_ATTACHED_ELSEWHERE"
+
+
+@contextmanager
+def ungrouped(kind: type[Exception]) -> Iterator[None]:
+    """Raise the first error of a kind in the place of a task group's errors, unless there are others beside.
+
+    To raise inside `except*` would do on newer Pythons; before 3.11.4 the error comes out in a group again.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        wanted, rest = group.split(kind)
+        if wanted is None or rest is not None:
+            raise
+        first: BaseException = wanted
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

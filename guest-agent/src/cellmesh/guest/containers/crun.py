@@ -20,6 +20,7 @@ from cellmesh.guest.containers.memory_watch import MemoryWatch
 from cellmesh.guest.containers.model import ContainerSpec
 from cellmesh.guest.containers.netlink import NetlinkBound
 from cellmesh.guest.containers.runtime import Command, KeyFound, NoRoom, StartFailed, Stdio
+from cellmesh.guest.errors import ungrouped
 from cellmesh.guest.netns import NetworkNamespace
 from cellmesh.guest.reaper import Process, Reaper
 
@@ -193,16 +194,15 @@ class CrunContainer:
             listener.settimeout(0)
             flags = ["exec", "--detach", "--tty", f"--console-socket={path}", f"--process={launch.description}"]
             try:
-                async with asyncio.TaskGroup() as group:
-                    terminal = group.create_task(_receive_terminal(listener))
-                    try:
-                        process = await launch.run(flags, self._parts.name, None)
-                    except BaseException:
-                        if not terminal.cancel() and not terminal.cancelled() and terminal.exception() is None:
-                            os.close(terminal.result())  # It was handed over before crun failed.
-                        raise
-            except* StartFailed as failures:
-                raise failures.exceptions[0] from None
+                with ungrouped(StartFailed):
+                    async with asyncio.TaskGroup() as group:
+                        terminal = group.create_task(_receive_terminal(listener))
+                        try:
+                            process = await launch.run(flags, self._parts.name, None)
+                        except BaseException:
+                            if not terminal.cancel() and not terminal.cancelled() and terminal.exception() is None:
+                                os.close(terminal.result())  # It was handed over before crun failed.
+                            raise
             finally:
                 path.unlink(missing_ok=True)
         return process, terminal.result()

@@ -13,6 +13,7 @@ import grpc.aio
 from cellmesh.api.guest.v1 import agent_service_pb2, agent_service_pb2_grpc
 from cellmesh.guest.boot import say
 from cellmesh.guest.changes import Changes
+from cellmesh.guest.errors import ungrouped
 from cellmesh.guest.host.channel import heed_cancellation, jittered
 from cellmesh.guest.host.hello import say_hello
 from cellmesh.guest.host.report import Report, ReportLog
@@ -71,12 +72,11 @@ class Reporter:
     async def _stream(self) -> None:
         call = self._stub.Report(None, timeout=_LONGEST_STREAM)
         try:
-            async with asyncio.TaskGroup() as group:
-                writer = group.create_task(self._write(call))
-                await self._read(call)
-                writer.cancel()
-        except* grpc.aio.AioRpcError as errors:
-            raise errors.exceptions[0] from None
+            with ungrouped(grpc.aio.AioRpcError):
+                async with asyncio.TaskGroup() as group:
+                    writer = group.create_task(self._write(call))
+                    await self._read(call)
+                    writer.cancel()
         finally:
             call.cancel()
 

@@ -7,7 +7,7 @@ from typing import cast
 from cellmesh.api.common.v1 import exec_pb2
 from cellmesh.api.guest.v1 import container_service_pb2
 from cellmesh.guest.containers.runtime import Command
-from cellmesh.guest.errors import GuestError, InvalidRequest
+from cellmesh.guest.errors import GuestError, InvalidRequest, ungrouped
 from cellmesh.guest.exec.session import Attachment, Exited, Frame, InputTaken, Output, Terminal
 from cellmesh.guest.exec.sessions import Opening, Sessions
 from cellmesh.guest.servicers import codec
@@ -29,15 +29,14 @@ async def serve_exec(
     try:
         opened = exec_pb2.ExecOpened(resumed=resumed, stdin_offset=attachment.session.input_offset)
         await context.write(_response(exec_pb2.ExecOutput(opened=opened)))
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(_read(attachment, requests))
-            async for frame in attachment.frames():
-                await context.write(_response(_encode(frame)))
-            # A caller whose last acknowledgement meets a closed stream sees an error in place of a success.
-            await attachment.session.wait_acknowledged(_LAST_WORDS)
-            reader.cancel()
-    except* GuestError as errors:
-        raise _first(errors) from None
+        with ungrouped(GuestError):
+            async with asyncio.TaskGroup() as group:
+                reader = group.create_task(_read(attachment, requests))
+                async for frame in attachment.frames():
+                    await context.write(_response(_encode(frame)))
+                # A caller whose last acknowledgement meets a closed stream sees an error in place of a success.
+                await attachment.session.wait_acknowledged(_LAST_WORDS)
+                reader.cancel()
     finally:
         attachment.close()
 
@@ -106,8 +105,3 @@ def _encode(frame: Frame) -> exec_pb2.ExecOutput:
 
 def _response(output: exec_pb2.ExecOutput) -> container_service_pb2.ExecResponse:
     return container_service_pb2.ExecResponse(output=output)
-
-
-def _first(errors: BaseExceptionGroup[GuestError]) -> GuestError:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -58,6 +58,8 @@ class Uids:
     def _load(self) -> dict[str, int]:
         if self._given is None:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for unfinished in self._directory.glob("*.new"):  # of a hypervisor that was killed
+                unfinished.unlink(missing_ok=True)
             claims = [entry for entry in self._directory.iterdir() if entry.name.isdecimal()]
             self._given = {entry.read_text(): int(entry.name) for entry in claims}
         return self._given
