@@ -76,12 +76,13 @@ class Session:
 class Sessions:
     """The session of each VM that is being started or runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._sessions: dict[str, Session] = {}
 
     def begin(self, vm_id: str, epoch: int) -> Session:
         """Start the session of an epoch; the one before, if any, is over."""
-        session = Session(vm_id, epoch)
+        session = Session(vm_id, epoch, clock=self._clock)
         self._sessions[vm_id] = session
         return session
 
