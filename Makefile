@@ -6,7 +6,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # protoc and buf are found here; sudo forgets it and where the caches are, so both are given again where root is needed.
 export PATH := $(BIN):$(PATH)
 AS_ROOT := $(SUDO) env PATH="$(PATH)"$(if $(XDG_CACHE_HOME), XDG_CACHE_HOME="$(XDG_CACHE_HOME)")
-SOURCES := mesh service hypervisor guest-agent cli tools tests examples hatch_build.py
+SOURCES := mesh service hypervisor guest-agent image cli tools tests examples hatch_build.py
 
 # What the host must have; `cellmesh doctor` says what each is for.
 PACKAGES := python3-venv qemu-system-x86 mmdebstrap erofs-utils e2fsprogs cpio zstd gcc libc6-dev
@@ -37,7 +37,7 @@ test-deps: deps
 
 setup: deps $(VENV)/.ready ## make .venv with everything in it
 
-$(VENV)/.ready: pyproject.toml hatch_build.py constraints.txt $(wildcard */pyproject.toml */*/pyproject.toml) | deps
+$(VENV)/.ready: pyproject.toml hatch_build.py constraints.txt $(wildcard */pyproject.toml) | deps
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing Python packages into $(VENV)"
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt

@@ -8,7 +8,7 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-MEMBERS = ("gen", "mesh", "service", "hypervisor", "guest-agent", "guest-agent/image", "cli")
+MEMBERS = ("gen", "mesh", "service", "hypervisor", "guest-agent", "image", "cli")
 
 
 class MembersMetadataHook(MetadataHookInterface):

@@ -19,7 +19,7 @@ _MEMBERS = {
     "service": ROOT / "service" / "src",
     "hypervisor": ROOT / "hypervisor" / "src",
     "guest-agent": ROOT / "guest-agent" / "src",
-    "guest-agent/image": ROOT / "guest-agent" / "image" / "src",
+    "image": ROOT / "image" / "src",
     "cli": ROOT / "cli" / "src",
 }
 # What each distribution may take of cellmesh.
@@ -36,7 +36,7 @@ _OURS = {
         "cellmesh.image",
     },
     "guest-agent": {"cellmesh.api", "cellmesh.guest"},
-    "guest-agent/image": {"cellmesh.image"},
+    "image": {"cellmesh.image"},
     "cli": {"cellmesh.api", "cellmesh.mesh", "cellmesh.hypervisor", "cellmesh.image", "cellmesh.cli"},
 }
 _MEMBER_OF = {
@@ -44,7 +44,7 @@ _MEMBER_OF = {
     "cellmesh-mesh": "mesh",
     "cellmesh-service": "service",
     "cellmesh-hypervisor": "hypervisor",
-    "cellmesh-image": "guest-agent/image",
+    "cellmesh-image": "image",
 }
 # Import names that differ from the distribution's.
 _NAMES = {

@@ -11,7 +11,7 @@ from cellmesh.image.cache import default_cache, sha256_of
 from cellmesh.image.erofs import write_erofs
 from cellmesh.image.tree import Directory, File, Tree
 
-SOURCE = Path(__file__).parents[2] / "guest-agent/image/bare/init.c"
+SOURCE = Path(__file__).parents[2] / "image/bare/init.c"
 MOUNT_POINTS = ("dev", "proc", "run", "sys", "tmp")
 
 
